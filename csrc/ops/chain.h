@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * deeppcr, part 2: chains  z_l = f_l(z_{l-1}),  l = 1..L,  of equal steps with different parameters.
+ *
+ *     DPCR_MLP        f_l(z) = act(W1_l z + b1_l)
+ *     DPCR_RESIDUAL   f_l(z) = z + scale * (W2_l act(W1_l norm(z) + b1_l) + b2_l)
+ *
+ * The L steps are cut into S = plan.segments segments; segment k = 1..S holds the steps
+ * floor((k-1)L/S)+1 .. floor(kL/S).  dpcr_chain_propagate walks every segment from its own start state;
+ * with S = 1 that is the whole chain in one fused pass: a tile of samples stays in cache through all
+ * L steps.  With tangents it also carries the product of the step Jacobians along each segment.
+ * dpcr_chain_backward walks back through all L steps by vector-Jacobian products.
+ *
+ * The contract is that of pcr.h.  Arrays are contiguous and row-major.
+ */
+#ifndef DEEPPCR_CHAIN_H
+#define DEEPPCR_CHAIN_H
+
+#include "pcr.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum dpcr_step { DPCR_MLP, DPCR_RESIDUAL, DPCR_STEPS } dpcr_step;
+
+/* The names, formulas and parameters of PyTorch's modules.  p, q: dpcr_chain.activation_parameter[0], [1]. */
+typedef enum dpcr_activation {
+    DPCR_LINEAR,     /* u */
+    DPCR_RELU,       /* max(u, 0) */
+    DPCR_LEAKY_RELU, /* u > 0 ? u : p u */
+    DPCR_ELU,        /* u > 0 ? u : p (exp(u) - 1) */
+    DPCR_TANH,       /* tanh(u) */
+    DPCR_SIGMOID,    /* 1 / (1 + exp(-u)) */
+    DPCR_SILU,       /* u sigmoid(u) */
+    DPCR_GELU,       /* u (1 + erf(u / sqrt 2)) / 2 */
+    DPCR_GELU_TANH,  /* u (1 + tanh(sqrt(2 / pi) (u + 0.044715 u^3))) / 2 */
+    DPCR_SOFTPLUS,   /* p u > q ? u : log(1 + exp(p u)) / p */
+    DPCR_ACTIVATIONS
+} dpcr_activation;
+
+/* Over the w elements of a state, biased variance, as PyTorch's modules. */
+typedef enum dpcr_norm {
+    DPCR_NO_NORM,
+    DPCR_LAYER_NORM, /* (z - mean) / sqrt(var + eps) * gamma + beta */
+    DPCR_RMS_NORM,   /* z / sqrt(mean(z^2) + eps) * gamma */
+    DPCR_NORMS
+} dpcr_norm;
+
+/* Parameters, stacked over the steps.  NULL: absent (biases and beta 0, gamma 1); W1, and W2 of a residual chain, must be there. */
+typedef enum dpcr_parameter {
+    DPCR_W1,    /* (L,h,w); h = w for MLP */
+    DPCR_B1,    /* (L,h) */
+    DPCR_W2,    /* (L,w,h); residual only, as all below */
+    DPCR_B2,    /* (L,w) */
+    DPCR_GAMMA, /* (L,w) */
+    DPCR_BETA,  /* (L,w) */
+    DPCR_PARAMETERS
+} dpcr_parameter;
+
+typedef struct dpcr_chain {
+    dpcr_step step;
+    dpcr_dtype dtype;
+    int64_t L, B, w, h; /* h: hidden width; w for MLP */
+    dpcr_activation activation;
+    double activation_parameter[2];
+    dpcr_norm norm; /* residual only, as the two below */
+    double norm_eps, scale;
+    const void *parameter[DPCR_PARAMETERS];
+} dpcr_chain;
+
+/* ---- forward -------------------------------------------------------------------------------- */
+
+typedef struct dpcr_propagation {
+    const void *starts; /* (S,B,w) */
+    void *ends;         /* (S,B,w) */
+    void *states;       /* (L,B,w) z_1..z_L, or NULL: not kept */
+    void *tangents;     /* (S,B,w,w) product of the step Jacobians of each segment, or NULL */
+} dpcr_propagation;
+
+/* The query needs only which pointers are NULL. */
+DPCR_API dpcr_status dpcr_chain_propagate_workspace(dpcr_exec exec, const dpcr_chain *chain, const dpcr_propagation *pass, const dpcr_plan *plan, size_t *bytes);
+DPCR_API dpcr_status dpcr_chain_propagate(dpcr_exec exec, const dpcr_chain *chain, const dpcr_propagation *pass, const dpcr_plan *plan, dpcr_buffer workspace);
+
+/* ---- backward ------------------------------------------------------------------------------- */
+
+typedef struct dpcr_pullback {
+    const void *z0;      /* (B,w) */
+    const void *states;  /* (L,B,w), of the forward pass */
+    const void *gz;      /* (B,w) gradient of z_L, or NULL: zero */
+    const void *gstates; /* (L,B,w) gradients of all states, added to it, or NULL: zero */
+    void *gz0;           /* (B,w), or NULL: not wanted */
+    void *gparameter[DPCR_PARAMETERS]; /* shaped as the parameters; NULL: not wanted, and costs nothing */
+} dpcr_pullback;
+
+DPCR_API dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass, const dpcr_plan *plan, size_t *bytes);
+DPCR_API dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass, const dpcr_plan *plan, dpcr_buffer workspace);
+
+/* The activation and its derivative alone, elementwise on count elements: y = act(u), d = act'(u).
+ * d may be NULL.  Error of each against fp64: see csrc/ops/cpu/activation.inl. */
+DPCR_API dpcr_status dpcr_activate(dpcr_exec exec, dpcr_dtype dtype, dpcr_activation activation, const double parameter[2], int64_t count, const void *u, void *y, void *d);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

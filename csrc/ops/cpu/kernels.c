@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The chains' CPU kernels of one instruction-set level.  Compiled once per level with
+ * -DDPCR_LEVEL=generic | v3 | v4 and the matching -march.
+ */
+#include "ops/kernels.h"
+#include "pcr/cpu/vec.h"
+
+#define REAL float
+#define INT int32_t
+#define FN(name) name##_f32
+#include "pcr/cpu/product.inl"
+#include "ops/cpu/vmath_f32.inl"
+#include "ops/cpu/activation.inl"
+#include "ops/cpu/panel.inl"
+#include "ops/cpu/norm.inl"
+#include "ops/cpu/mlp.inl"
+#include "ops/cpu/residual.inl"
+#include "ops/cpu/passes.inl"
+#include "pcr/cpu/end_dtype.h"
+
+#define REAL double
+#define INT int64_t
+#define FN(name) name##_f64
+#include "pcr/cpu/product.inl"
+#include "ops/cpu/vmath_f64.inl"
+#include "ops/cpu/activation.inl"
+#include "ops/cpu/panel.inl"
+#include "ops/cpu/norm.inl"
+#include "ops/cpu/mlp.inl"
+#include "ops/cpu/residual.inl"
+#include "ops/cpu/passes.inl"
+#include "pcr/cpu/end_dtype.h"
+
+#define KERNELS(dtype)                                                                             \
+    {tile_##dtype,       propagate_scratch_##dtype, propagate_##dtype, pullback_scratch_##dtype,   \
+     saved_size_##dtype, pullback_##dtype,          gradient_##dtype,  activate_##dtype}
+
+const struct chain_kernels LEVEL(dpcr_chain)[2] = {KERNELS(f32), KERNELS(f64)};

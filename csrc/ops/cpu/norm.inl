@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * LayerNorm and RMSNorm over the w rows of a panel, every lane for itself:
+ *
+ *   xhat = (z - mean) rstd,  rstd = 1 / sqrt(mean((z - mean)^2) + eps)      (RMS: mean = 0)
+ *   y    = gamma . xhat + beta
+ *
+ * Their Jacobian is diag(gamma) rstd (I - 1 1^T / w - xhat xhat^T / w), without the middle term for
+ * RMS: symmetric but for gamma, so project() serves tangents (before gamma) and vjps (after it).
+ */
+
+static REAL FN(row_dot)(int64_t w, const REAL *x, const REAL *y) {
+    VEC acc = {0};
+    REAL sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= w; i += LANES) acc += FN(load)(x + i) * FN(load)(y + i);
+    for (int j = 0; j < LANES; j++) sum += acc[j];
+    for (; i < w; i++) sum += x[i] * y[i];
+    return sum;
+}
+
+/* column sums of x (w,n), times y (w,n) if not NULL -> sums (n) */
+static void FN(lane_sums)(int64_t w, int64_t n, const REAL *x, const REAL *y, REAL *sums) {
+    memset(sums, 0, (size_t)n * sizeof(REAL));
+    for (int64_t i = 0; i < w; i++)
+        if (y)
+            for (int64_t j = 0; j < n; j++) sums[j] += x[i * n + j] * y[i * n + j];
+        else
+            for (int64_t j = 0; j < n; j++) sums[j] += x[i * n + j];
+}
+
+/* z (w,n) -> xhat (w,n), rstd (n) */
+static void FN(standardise)(const dpcr_chain *chain, int64_t n, const REAL *z, REAL *xhat, REAL *rstd) {
+    const int64_t w = chain->w;
+    const REAL share = 1 / (REAL)w, eps = (REAL)chain->norm_eps;
+    memcpy(xhat, z, (size_t)(w * n) * sizeof(REAL));
+    if (chain->norm == DPCR_LAYER_NORM) {
+        FN(lane_sums)(w, n, z, NULL, rstd);
+        for (int64_t i = 0; i < w; i++)
+            for (int64_t j = 0; j < n; j++) xhat[i * n + j] -= rstd[j] * share;
+    }
+    if (n == 1)
+        rstd[0] = FN(row_dot)(w, xhat, xhat);
+    else
+        FN(lane_sums)(w, n, xhat, xhat, rstd);
+    for (int64_t j = 0; j < n; j++) rstd[j] = 1 / (REAL)sqrt((double)(rstd[j] * share + eps));
+    for (int64_t i = 0; i < w; i++)
+        for (int64_t j = 0; j < n; j++) xhat[i * n + j] *= rstd[j];
+}
+
+/* xhat (w,n) -> y (w,n) = gamma . xhat + beta of step l; y may be xhat */
+static void FN(affine)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *xhat, REAL *y) {
+    const REAL *gamma = FN(parameter)(chain, DPCR_GAMMA, l), *beta = FN(parameter)(chain, DPCR_BETA, l);
+    for (int64_t i = 0; i < chain->w; i++) {
+        const REAL a = gamma ? gamma[i] : 1, b = beta ? beta[i] : 0;
+        for (int64_t j = 0; j < n; j++) y[i * n + j] = a * xhat[i * n + j] + b;
+    }
+}
+
+/* v (w,lanes) <- rstd (v - mean(v) - xhat mean(xhat v)); xhat (w,n), rstd (n), broadcast along the
+ * lanes where n = 1; sums: 2 lanes */
+static void FN(project)(const dpcr_chain *chain, int64_t n, int64_t lanes, const REAL *xhat, const REAL *rstd, REAL *v,
+                        REAL *sums) {
+    const int64_t w = chain->w, step = n > 1;
+    const REAL share = 1 / (REAL)w;
+    REAL *mean = sums, *along = sums + lanes;
+    memset(sums, 0, (size_t)(2 * lanes) * sizeof(REAL));
+    if (chain->norm == DPCR_LAYER_NORM) FN(lane_sums)(w, lanes, v, NULL, mean);
+    for (int64_t i = 0; i < w; i++)
+        for (int64_t j = 0; j < lanes; j++) along[j] += xhat[i * n + j * step] * v[i * lanes + j];
+    for (int64_t i = 0; i < w; i++)
+        for (int64_t j = 0; j < lanes; j++)
+            v[i * lanes + j] =
+                rstd[j * step] * (v[i * lanes + j] - mean[j] * share - xhat[i * n + j * step] * (along[j] * share));
+}

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What every step kind is made of.  A *panel* (rows, n) holds one tile with its samples in lanes; n = 1
+ * is a single sample as a plain vector.  Rows of samples in memory are (count, w).
+ */
+
+/* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) = W X + bias */
+static void FN(linear)(int64_t m, int64_t n, int64_t k, const REAL *W, const REAL *X, const REAL *bias, REAL *Y) {
+    if (n == 1)
+        FN(matvec)(m, k, W, k, 1, X, bias, Y);
+    else
+        FN(panel_product)(m, n, k, W, k, 1, X, n, bias, Y, n);
+}
+
+/* W (m,k), G (m,n) -> Y (k,n) = W^T G */
+static void FN(linear_transposed)(int64_t m, int64_t n, int64_t k, const REAL *W, const REAL *G, REAL *Y) {
+    if (n == 1)
+        FN(matvec)(k, m, W, 1, k, G, NULL, Y);
+    else
+        FN(panel_product)(k, n, m, W, 1, k, G, n, NULL, Y, n);
+}
+
+static void FN(load_tile)(int64_t w, int64_t count, int64_t n, const REAL *rows, REAL *panel) {
+    if (n == 1)
+        memcpy(panel, rows, (size_t)w * sizeof(REAL));
+    else
+        FN(load_panel)(w, count, rows, w, panel, n);
+}
+
+/* stride: elements from one sample's row to the next */
+static void FN(store_tile)(int64_t w, int64_t count, int64_t n, const REAL *panel, REAL *rows, int64_t stride) {
+    if (n == 1 && panel != rows)
+        memcpy(rows, panel, (size_t)w * sizeof(REAL));
+    else if (n > 1)
+        FN(store_panel)(w, count, panel, n, rows, stride);
+}
+
+static void FN(add_tile)(int64_t w, int64_t count, int64_t n, const REAL *rows, REAL *panel) {
+    for (int64_t i = 0; i < w; i++)
+        for (int64_t j = 0; j < count; j++) panel[i * n + j] += rows[j * w + i];
+}
+
+/* Lanes of the panel of `count` samples: whole vectors, but 1 for a tile of one sample. */
+static int64_t FN(lanes_of)(int64_t tile, int64_t count) {
+    return tile == 1 ? 1 : dpcr_ceil_div(count, LANES) * LANES;
+}
+
+static const REAL *FN(parameter)(const dpcr_chain *chain, dpcr_parameter which, int64_t l) {
+    const REAL *data = chain->parameter[which];
+    return data ? data + l * dpcr_parameter_size(chain, which) : NULL;
+}
+
+static REAL *FN(gradient_of)(const struct pullback_pass *pass, dpcr_parameter which, int64_t l) {
+    REAL *data = pass->arrays->gparameter[which];
+    return data ? data + l * dpcr_parameter_size(pass->chain, which) : NULL;
+}
+
+/* D (w,n) times V (w,lanes), D broadcast along the lanes where n = 1 */
+static void FN(scale_panel)(int64_t w, int64_t n, int64_t lanes, const REAL *D, REAL *V) {
+    for (int64_t i = 0; i < w; i++)
+        if (n == 1)
+            for (int64_t j = 0; j < lanes; j++) V[i * lanes + j] *= D[i];
+        else
+            for (int64_t j = 0; j < lanes; j++) V[i * lanes + j] *= D[i * n + j];
+}
+
+/* G rows (count, gs), X rows (count, xs) -> out (m,k) = sum of the outer products g x^T */
+static void FN(sum_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, int64_t gs, const REAL *X, int64_t xs,
+                          REAL *out) {
+    FN(panel_product)(m, k, count, G, 1, gs, X, xs, NULL, out, k);
+}
+
+/* rows (count, stride) -> out (m) = their sum */
+static void FN(sum_rows)(int64_t m, int64_t count, const REAL *rows, int64_t stride, REAL *out) {
+    for (int64_t i = 0; i < m; i++) out[i] = rows[i];
+    for (int64_t s = 1; s < count; s++)
+        for (int64_t i = 0; i < m; i++) out[i] += rows[s * stride + i];
+}
+
+/* ---- what a step kind offers ---------------------------------------------------------------- */
+
+/* Product of step Jacobians, one column in every lane: `panels` panels (w, lanes).  n > 1: panel c holds column
+ * c of every sample.  n = 1: one panel holds all columns of the one sample. */
+struct FN(tangents) {
+    REAL *data;
+    int64_t panels, lanes;
+};
+
+/* One step back for one tile. */
+struct FN(step_back) {
+    int64_t l, n, count;
+    const REAL *before, *after; /* rows (count,w) of z_{l-1} and z_l */
+    REAL *g;                    /* panel (w,n): gradient of z_l in, of z_{l-1} out */
+    REAL *saved;                /* rows (count,saved_size), or NULL: no parameter gradient is wanted */
+    REAL *scratch;              /* scratch_rows panels rows of n */
+};
+
+struct FN(step_kind) {
+    /* Panel rows of scratch: of n lanes (forward, tangent, pullback), and of tangent lanes. */
+    int64_t (*scratch_rows)(const dpcr_chain *chain);
+    int64_t (*tangent_rows)(const dpcr_chain *chain);
+    /* z (w,n) -> next (w,n) = f_l(z) */
+    void (*forward)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *z, REAL *next, REAL *scratch);
+    /* also tangents <- J_l(z) tangents; scratch: scratch_rows of n, then tangent_rows of tangent lanes */
+    void (*tangent)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *z, REAL *next,
+                    struct FN(tangents) tangents, REAL *scratch);
+    void (*pullback)(const dpcr_chain *chain, const struct FN(step_back) *back);
+    /* Elements per sample that pullback keeps for gradient. */
+    int64_t (*saved_size)(const dpcr_chain *chain);
+    /* saved rows (B,saved_size), before rows (B,w) -> the wanted parameter gradients of step l */
+    void (*gradient)(const struct pullback_pass *pass, int64_t l, const REAL *saved, const REAL *before);
+};

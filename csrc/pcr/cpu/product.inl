@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Small dense products: all matrix arithmetic of the library goes through the functions at the end.
+ *
+ *   panel_product   Y = W X + bias    W (m,k) with any strides, X (k,n), Y (m,n) rows of lanes
+ *   matvec          y = W x + b       W (m,k) with one unit stride
+ *
+ * A *panel* is a row-major matrix whose columns lie in SIMD lanes: samples, columns of a map, or
+ * columns of a weight gradient.  W is broadcast element by element straight from the caller's
+ * layout, so W and W^T cost the same and nothing is packed; kRows x 2 vectors of Y stay in registers.
+ * Every element of Y is one sum over k in ascending order, whatever the other lanes hold.
+ * matvec puts the outputs in lanes instead: partial sums of `vec` rows, then a tree of pairwise adds.
+ *
+ * Work 2 m n k; W, X, Y are each read or written once per block of kRows rows or 2 vectors of lanes.
+ * To tune one instruction set, replace the bodies here; nothing outside depends on their blocking.
+ */
+
+typedef REAL FN(vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef INT FN(mask) __attribute__((vector_size(VECTOR_BYTES)));
+#define VEC FN(vec)
+#define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
+
+INLINE VEC FN(load)(const REAL *p) {
+    return *(const VEC *)p;
+}
+
+INLINE void FN(store)(REAL *p, VEC v) {
+    *(VEC *)p = v;
+}
+
+INLINE VEC FN(splat)(REAL a) {
+    return a - (VEC){0};
+}
+
+/* R rows by C vectors of Y.  R and C are constants at every call, so acc lives in registers. */
+INLINE void FN(micro)(const int R, const int C, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *X,
+                      int64_t ldx, const REAL *bias, REAL *Y, int64_t ldy) {
+    VEC acc[8][2];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) acc[r][c] = FN(splat)(bias ? bias[r] : 0);
+    for (int64_t i = 0; i < k; i++) {
+        VEC x[2];
+        for (int c = 0; c < C; c++) x[c] = FN(load)(X + i * ldx + c * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const VEC a = FN(splat)(W[r * rs + i * cs]);
+            for (int c = 0; c < C; c++) acc[r][c] += a * x[c];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) FN(store)(Y + r * ldy + c * LANES, acc[r][c]);
+}
+
+/* All rows of one column of blocks, C vectors wide. */
+INLINE void FN(micro_rows)(const int C, int64_t m, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *X,
+                           int64_t ldx, const REAL *bias, REAL *Y, int64_t ldy) {
+    /* 8 x 2 accumulators, 2 of X and a broadcast fit 32 registers; with 16 they spill, 4 x 2 does not */
+    enum { kRows = VECTOR_REGISTERS == 32 ? 8 : 4 };
+    int64_t r = 0;
+    for (; r + kRows <= m; r += kRows)
+        FN(micro)(kRows, C, k, W + r * rs, rs, cs, X, ldx, bias ? bias + r : NULL, Y + r * ldy, ldy);
+    for (; r < m; r++) FN(micro)(1, C, k, W + r * rs, rs, cs, X, ldx, bias ? bias + r : NULL, Y + r * ldy, ldy);
+}
+
+/* The same for fewer lanes than a vector has: copied to whole vectors and back. */
+static void FN(micro_tail)(int64_t n, int64_t m, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *X,
+                           int64_t ldx, const REAL *bias, REAL *Y, int64_t ldy) {
+    for (int64_t r = 0; r < m; r++) {
+        VEC acc = FN(splat)(bias ? bias[r] : 0);
+        for (int64_t i = 0; i < k; i++) {
+            VEC x = {0};
+            for (int64_t j = 0; j < n; j++) x[j] = X[i * ldx + j];
+            acc += FN(splat)(W[r * rs + i * cs]) * x;
+        }
+        for (int64_t j = 0; j < n; j++) Y[r * ldy + j] = acc[j];
+    }
+}
+
+/* W (m,k) by (rs, cs), X (k,n) rows of ldx, bias (m) or NULL -> Y (m,n) rows of ldy */
+MAYBE_UNUSED static void FN(panel_product)(int64_t m, int64_t n, int64_t k, const REAL *W, int64_t rs, int64_t cs,
+                                           const REAL *X, int64_t ldx, const REAL *bias, REAL *Y, int64_t ldy) {
+    int64_t j = 0;
+    for (; j + 2 * LANES <= n; j += 2 * LANES) FN(micro_rows)(2, m, k, W, rs, cs, X + j, ldx, bias, Y + j, ldy);
+    for (; j + LANES <= n; j += LANES) FN(micro_rows)(1, m, k, W, rs, cs, X + j, ldx, bias, Y + j, ldy);
+    if (j < n) FN(micro_tail)(n - j, m, k, W, rs, cs, X + j, ldx, bias, Y + j, ldy);
+}
+
+/* [a b] -> sums of neighbouring pairs, those of a first */
+INLINE VEC FN(add_pairs)(VEC a, VEC b) {
+    FN(mask) even, odd;
+    for (INT i = 0; i < LANES; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
+    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+}
+
+/* LANES rows of dot products with x, in lanes: k in whole vectors, then one by one */
+INLINE VEC FN(dot_rows)(int64_t k, const REAL *W, int64_t rs, const REAL *x) {
+    VEC acc[LANES];
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; r++) acc[r] = (VEC){0};
+    int64_t i = 0;
+    for (; i + LANES <= k; i += LANES) {
+        const VEC v = FN(load)(x + i);
+#pragma GCC unroll 16
+        for (int r = 0; r < LANES; r++) acc[r] += FN(load)(W + r * rs + i) * v;
+    }
+#pragma GCC unroll 5
+    for (int half = LANES / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int r = 0; r < half; r++) acc[r] = FN(add_pairs)(acc[2 * r], acc[2 * r + 1]);
+    for (; i < k; i++)
+        for (int r = 0; r < LANES; r++) acc[0][r] += W[r * rs + i] * x[i];
+    return acc[0];
+}
+
+/* Rows that do not fill a vector.  Four chains, because one would wait for every add. */
+static REAL FN(dot_strided)(int64_t k, const REAL *W, int64_t cs, const REAL *x) {
+    REAL sum[4] = {0};
+    int64_t i = 0;
+    for (; i + 4 <= k; i += 4)
+        for (int c = 0; c < 4; c++) sum[c] += W[(i + c) * cs] * x[i + c];
+    for (; i < k; i++) sum[0] += W[i * cs] * x[i];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* LANES outputs of y = W x where the rows of W are contiguous downwards (rs = 1) */
+INLINE VEC FN(combine_columns)(int64_t k, const REAL *W, int64_t cs, const REAL *x) {
+    VEC acc[4] = {{0}, {0}, {0}, {0}};
+    int64_t i = 0;
+    for (; i + 4 <= k; i += 4)
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) acc[c] += FN(load)(W + (i + c) * cs) * x[i + c];
+    for (; i < k; i++) acc[0] += FN(load)(W + i * cs) * x[i];
+    return (acc[0] + acc[1]) + (acc[2] + acc[3]);
+}
+
+/* W (m,k) by (rs, cs), one of which is 1; x (k), b (m) or NULL -> y (m), which may be b */
+MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *x,
+                                    const REAL *b, REAL *y) {
+    int64_t r = 0;
+    for (; r + LANES <= m; r += LANES) {
+        VEC sum = cs == 1 ? FN(dot_rows)(k, W + r * rs, rs, x) : FN(combine_columns)(k, W + r, cs, x);
+        if (b) sum += FN(load)(b + r);
+        FN(store)(y + r, sum);
+    }
+    for (; r < m; r++) {
+        const REAL sum = FN(dot_strided)(k, W + r * rs, cs, x);
+        y[r] = b ? sum + b[r] : sum;
+    }
+}
+
+/* rows (n,w) with stride -> panel (w,ld), lanes n..ld-1 zero */
+MAYBE_UNUSED static void FN(load_panel)(int64_t w, int64_t n, const REAL *rows, int64_t stride, REAL *panel,
+                                        int64_t ld) {
+    for (int64_t i = 0; i < w; i++) {
+        for (int64_t j = 0; j < n; j++) panel[i * ld + j] = rows[j * stride + i];
+        for (int64_t j = n; j < ld; j++) panel[i * ld + j] = 0;
+    }
+}
+
+MAYBE_UNUSED static void FN(store_panel)(int64_t w, int64_t n, const REAL *panel, int64_t ld, REAL *rows,
+                                         int64_t stride) {
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < w; i++) rows[j * stride + i] = panel[i * ld + j];
+}

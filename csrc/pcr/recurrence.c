@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The linear recurrence over any device: arguments checked once, the problem brought to one form,
+ * then
+ *     reduce      every segment to an affine map
+ *     combine     the maps, ceil(log2 S) levels of parallel cyclic reduction
+ *     substitute  from the start states so found, checking them
+ *     repair      the samples that failed the check, by the loop
+ * or, with S = 1, the loop alone.  Work of S > 1 relative to the loop: about w (dense) or 2 (diagonal)
+ * for the maps, plus S log2 S products; depth L / S + log2 S.
+ */
+#include "pcr/cpu/kernels.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+/* ---- checks --------------------------------------------------------------------------------- */
+
+static bool empty(const dpcr_recurrence *p) {
+    return p->L == 0 || p->B == 0 || p->w == 0;
+}
+
+static dpcr_status check_vectors(const char *name, const dpcr_recurrence *p, dpcr_vectors v, bool written) {
+    REQUIRE(v.data, "%s.data is NULL", name);
+    REQUIRE(!written || p->L <= 1 || v.step != 0, "%s.step is 0: the steps would overwrite each other", name);
+    REQUIRE(!written || p->B <= 1 || v.sample != 0, "%s.sample is 0: the samples would overwrite each other", name);
+    return DPCR_OK;
+}
+
+static dpcr_status check_blocks(const char *name, const dpcr_recurrence *p, dpcr_blocks A) {
+    if (p->block == DPCR_IDENTITY) return DPCR_OK;
+    REQUIRE(A.data, "%s.data is NULL, only identity blocks need none", name);
+    REQUIRE(p->block != DPCR_DENSE || p->w <= 1 || A.row == 1 || A.column == 1,
+            "%s.row is %lld and %s.column %lld: one of them must be 1", name, (long long)A.row, name, (long long)A.column);
+    return DPCR_OK;
+}
+
+static dpcr_status check_plan(const dpcr_recurrence *p, const dpcr_plan *plan) {
+    REQUIRE(plan, "plan is NULL");
+    REQUIRE(plan->segments >= 1 && (p->L == 0 || plan->segments <= p->L),
+            "plan.segments is %lld, must be between 1 and L = %lld", (long long)plan->segments, (long long)p->L);
+    return DPCR_OK;
+}
+
+static dpcr_status check_problem(dpcr_exec exec, const dpcr_recurrence *p, const dpcr_plan *plan) {
+    RETURN_IF(dpcr_check_exec(exec));
+    REQUIRE(p, "problem is NULL");
+    REQUIRE(p->dtype == DPCR_F32 || p->dtype == DPCR_F64, "dtype %d is not a dpcr_dtype", (int)p->dtype);
+    REQUIRE((int)p->block >= 0 && p->block <= DPCR_IDENTITY, "block %d is not a dpcr_block", (int)p->block);
+    REQUIRE(p->L >= 0, "L is %lld, must not be negative", (long long)p->L);
+    REQUIRE(p->B >= 0, "B is %lld, must not be negative", (long long)p->B);
+    REQUIRE(p->w >= 0, "w is %lld, must not be negative", (long long)p->w);
+    RETURN_IF(dpcr_check_size("b", p->L, p->B, p->w));
+    RETURN_IF(dpcr_check_size("A", p->L, p->w, p->block == DPCR_DENSE ? p->w : 1));
+    REQUIRE(!p->transposed || !p->x0.data, "x0.data must be NULL where transposed: the adjoint starts from zero");
+    RETURN_IF(check_plan(p, plan));
+    return p->L == 0 ? DPCR_OK : dpcr_check_size("segment maps", plan->segments, p->B, dpcr_map_size(p->block, p->w));
+}
+
+static dpcr_status check_arrays(const dpcr_recurrence *p) {
+    if (empty(p)) return DPCR_OK;
+    RETURN_IF(check_blocks("A", p, p->A));
+    RETURN_IF(check_vectors("b", p, p->b, false));
+    return check_vectors("x", p, p->x, true);
+}
+
+/* ---- both problems as one walk -------------------------------------------------------------- */
+
+/* Discrepancy that rounding explains between the walk and the maps: errors of products add up like
+ * sqrt(L) roundings (measured on orthogonal chains: 1 to 3 of them); 16 leaves room, and a failed
+ * check costs a sample no more than the loop. */
+static double check_tolerance(dpcr_dtype dtype, int64_t L) {
+    return (dtype == DPCR_F32 ? FLT_EPSILON : DBL_EPSILON) * (64 + 16 * sqrt((double)L));
+}
+
+static struct walk make_walk(dpcr_exec exec, const dpcr_recurrence *p, int64_t segments) {
+    struct walk walk = {.exec = exec, .block = p->block, .L = p->L, .B = p->B, .w = p->w, .S = segments};
+    walk.shared = p->A.sample == 0 || p->B <= 1 || p->block == DPCR_IDENTITY;
+    walk.wide = walk.shared && p->B >= 4; /* below, a panel is mostly empty lanes */
+    walk.tolerance = check_tolerance(p->dtype, p->L);
+    walk.x0 = (struct vector_view){p->x0.data, 0, 0, p->x0.sample};
+    if (p->transposed) { /* y_j over l = L+1-j, whose block is that of the step above it, transposed */
+        walk.M = (struct block_view){p->A.data, p->L * p->A.step, -p->A.step, p->A.sample, p->A.column, p->A.row};
+        walk.b = (struct vector_view){p->b.data, (p->L - 1) * p->b.step, -p->b.step, p->b.sample};
+        walk.x = (struct vector_view){p->x.data, (p->L - 1) * p->x.step, -p->x.step, p->x.sample};
+    } else {
+        walk.M = (struct block_view){p->A.data, 0, p->A.step, p->A.sample, p->A.row, p->A.column};
+        walk.b = (struct vector_view){p->b.data, 0, p->b.step, p->b.sample};
+        walk.x = (struct vector_view){p->x.data, 0, p->x.step, p->x.sample};
+    }
+    return walk;
+}
+
+static const struct recurrence_kernels *kernels_of(dpcr_exec exec, dpcr_dtype dtype) {
+    return exec.device->recurrence[dtype];
+}
+
+/* Fills the walk's workspace pointers for its B samples; returns the bytes. */
+static size_t carve(struct walk *walk, dpcr_dtype dtype, void *base) {
+    const struct recurrence_kernels *kernels = kernels_of(walk->exec, dtype);
+    struct arena arena = {base, 0};
+    const int64_t tasks = walk->S * dpcr_ceil_div(walk->B, dpcr_max(kernels->group(walk), 1));
+    walk->scratch = dpcr_take(&arena, kernels->scratch(walk) * (size_t)dpcr_slots(walk->exec, tasks));
+    if (walk->S == 1) return arena.used;
+    const size_t element = dpcr_size_of(dtype), vectors = (size_t)(walk->S * walk->B * walk->w) * element;
+    const size_t maps = (size_t)(walk->S * (walk->shared ? 1 : walk->B) * dpcr_map_size(walk->block, walk->w)) * element;
+    for (int i = 0; i < 2; i++) walk->maps[i] = dpcr_take(&arena, maps);
+    for (int i = 0; i < 2; i++) walk->offsets[i] = dpcr_take(&arena, vectors);
+    walk->damping = dpcr_take(&arena, (size_t)(walk->S * (walk->shared ? 1 : walk->B)) * sizeof(double));
+    walk->gap = dpcr_take(&arena, (size_t)(walk->S * walk->B) * sizeof(double));
+    walk->size = dpcr_take(&arena, (size_t)(walk->S * walk->B) * sizeof(double));
+    return arena.used;
+}
+
+/* Samples [s0, s0 + n) of a walk over all of them. */
+static struct walk tile_of(const struct walk *whole, int64_t s0, int64_t n) {
+    struct walk walk = *whole;
+    walk.B = n;
+    walk.M.first += s0 * walk.M.sample;
+    walk.b.first += s0 * walk.b.sample;
+    walk.x.first += s0 * walk.x.sample;
+    walk.x0.first += s0 * walk.x0.sample;
+    return walk;
+}
+
+/* The largest tile of samples whose workspace fits the cap: bytes grow with the tile, so bisect. */
+static dpcr_status choose_tile(const struct walk *walk, dpcr_dtype dtype, const dpcr_plan *plan, int64_t *tile, size_t *bytes) {
+    struct walk trial = *walk;
+    *tile = walk->B;
+    *bytes = carve(&trial, dtype, NULL);
+    if (plan->workspace_cap == 0 || *bytes <= plan->workspace_cap) return DPCR_OK;
+    int64_t fits = 0, over = walk->B;
+    while (over - fits > 1) {
+        trial.B = fits + (over - fits) / 2;
+        if (carve(&trial, dtype, NULL) <= plan->workspace_cap)
+            fits = trial.B;
+        else
+            over = trial.B;
+    }
+    trial.B = 1;
+    REQUIRE(fits > 0, "plan.workspace_cap is %zu bytes, one sample needs %zu", plan->workspace_cap,
+            carve(&trial, dtype, NULL));
+    trial.B = *tile = fits;
+    *bytes = carve(&trial, dtype, NULL);
+    return DPCR_OK;
+}
+
+dpcr_status dpcr_recurrence_workspace(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan, size_t *bytes) {
+    RETURN_IF(check_problem(exec, problem, plan));
+    REQUIRE(bytes, "bytes is NULL");
+    *bytes = 0;
+    if (empty(problem)) return DPCR_OK;
+    const struct walk walk = make_walk(exec, problem, plan->segments);
+    int64_t tile;
+    return choose_tile(&walk, problem->dtype, plan, &tile, bytes);
+}
+
+/* ---- solve ---------------------------------------------------------------------------------- */
+
+/* One tile of samples -> number of levels */
+static int64_t solve_tile(struct walk *walk, const struct recurrence_kernels *kernels, int32_t *recomputed) {
+    int64_t levels = 0;
+    if (walk->S == 1) {
+        kernels->sequential(walk);
+        for (int64_t s = 0; recomputed && s < walk->B; s++) recomputed[s] = 0;
+        return levels;
+    }
+    kernels->reduce(walk);
+    for (int64_t distance = 1; distance < walk->S; distance *= 2, levels++) {
+        kernels->combine(walk, distance);
+        walk->current = 1 - walk->current;
+    }
+    kernels->substitute(walk);
+    kernels->repair(walk, recomputed);
+    return levels;
+}
+
+dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan, dpcr_buffer workspace, int64_t *levels) {
+    RETURN_IF(check_problem(exec, problem, plan));
+    RETURN_IF(check_arrays(problem));
+    if (levels) *levels = 0;
+    if (empty(problem)) {
+        for (int64_t s = 0; problem->recomputed && s < problem->B; s++) problem->recomputed[s] = 0;
+        return DPCR_OK;
+    }
+    const struct walk walk = make_walk(exec, problem, plan->segments);
+    int64_t tile;
+    size_t bytes;
+    RETURN_IF(choose_tile(&walk, problem->dtype, plan, &tile, &bytes));
+    RETURN_IF(dpcr_check_workspace(workspace, bytes));
+    for (int64_t s0 = 0; s0 < problem->B; s0 += tile) {
+        struct walk part = tile_of(&walk, s0, dpcr_min(tile, problem->B - s0));
+        carve(&part, problem->dtype, workspace.data);
+        const int64_t ran = solve_tile(&part, kernels_of(exec, problem->dtype), problem->recomputed ? problem->recomputed + s0 : NULL);
+        if (levels) *levels = ran;
+    }
+    return DPCR_OK;
+}
+
+/* ---- gradients ------------------------------------------------------------------------------ */
+
+static dpcr_status check_gradients(const dpcr_recurrence *p, const dpcr_recurrence_gradients *g) {
+    REQUIRE(g, "gradients is NULL");
+    REQUIRE(!p->transposed, "problem.transposed must be false: give the forward problem");
+    REQUIRE(!g->x0.data || p->x0.data, "gradients.x0.data is given, but problem.x0.data is NULL");
+    REQUIRE(!g->x0.data || p->B <= 1 || g->x0.sample != 0, "gradients.x0.sample is 0: the samples would overwrite each other");
+    if (empty(p)) return DPCR_OK;
+    RETURN_IF(check_arrays(p));
+    RETURN_IF(check_vectors("gradients.x", p, g->x, false));
+    RETURN_IF(check_vectors("gradients.b", p, g->b, true));
+    if (!g->A.data || p->block == DPCR_IDENTITY) return DPCR_OK;
+    RETURN_IF(check_blocks("gradients.A", p, g->A));
+    REQUIRE(p->L <= 1 || g->A.step != 0, "gradients.A.step is 0: the steps would overwrite each other");
+    return DPCR_OK;
+}
+
+/* Gradients of a problem without elements: those that have any are empty sums. */
+static void clear_gradients(const dpcr_recurrence *p, const dpcr_recurrence_gradients *g) {
+    const int64_t element = (int64_t)dpcr_size_of(p->dtype), blocks = g->A.sample == 0 ? 1 : p->B;
+    const dpcr_blocks A = g->A;
+    for (int64_t s = 0; g->x0.data && s < p->B; s++)
+        memset((char *)g->x0.data + s * g->x0.sample * element, 0, (size_t)(p->w * element));
+    for (int64_t l = 0; A.data && l < p->L; l++)
+        for (int64_t s = 0; s < blocks; s++)
+            for (int64_t i = 0; i < (p->block == DPCR_SCALAR ? 1 : p->w); i++)
+                for (int64_t j = 0; j < (p->block == DPCR_DENSE ? p->w : 1); j++)
+                    memset((char *)A.data + (l * A.step + s * A.sample + i * (p->block == DPCR_DENSE ? A.row : 1) + j * A.column) * element, 0, (size_t)element);
+}
+
+dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_recurrence_gradients *gradients, const dpcr_plan *plan, dpcr_buffer workspace) {
+    RETURN_IF(check_problem(exec, problem, plan));
+    RETURN_IF(check_gradients(problem, gradients));
+    if (empty(problem)) {
+        clear_gradients(problem, gradients);
+        return DPCR_OK;
+    }
+    dpcr_recurrence adjoint = *problem;
+    adjoint.transposed = true;
+    adjoint.b = gradients->x;
+    adjoint.x = gradients->b;
+    adjoint.x0 = (dpcr_vectors){0};
+    adjoint.recomputed = NULL;
+    RETURN_IF(dpcr_recurrence_solve(exec, &adjoint, plan, workspace, NULL));
+
+    const struct recurrence_kernels *kernels = kernels_of(exec, problem->dtype);
+    struct walk walk = make_walk(exec, problem, 1);
+    walk.b = (struct vector_view){gradients->b.data, 0, gradients->b.step, gradients->b.sample};
+    walk.scratch = workspace.data; /* of one task: the solve has had at least that */
+    const bool shared = walk.shared;
+    walk.shared = gradients->A.sample == 0; /* may differ: shared blocks can be seen as equal ones of every sample */
+    if (gradients->A.data)
+        kernels->gradient(&walk, (struct block_view){gradients->A.data, 0, gradients->A.step, gradients->A.sample, gradients->A.row, gradients->A.column});
+    walk.shared = shared;
+    if (gradients->x0.data)
+        kernels->start_gradient(&walk, (struct vector_view){gradients->x0.data, 0, 0, gradients->x0.sample});
+    return DPCR_OK;
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Between PyTorch's tensors and the C library: shapes checked, strides read, memory and threads lent,
+// a C status turned into an exception.  Only shim/ includes LibTorch, and of it only the stable ABI.
+//
+// Exceptions: std::invalid_argument becomes ValueError, std::runtime_error RuntimeError.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops/chain.h"
+
+// Since torch 2.13; older ones leave it undefined and only say that a call failed.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
+namespace deeppcr {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+inline std::string text(const Shape& shape) {
+    std::string out = "(";
+    for (size_t i = 0; i < shape.size(); i++) out += (i ? ", " : "") + std::to_string(shape[i]);
+    return out + ")";
+}
+
+inline Shape shape_of(const Tensor& tensor) {
+    return Shape(tensor.sizes().begin(), tensor.sizes().end());
+}
+
+inline void require(bool condition, const std::string& message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+inline void check(dpcr_status status) {
+    if (status == DPCR_OK) return;
+    const std::string message = std::string(dpcr_detail());
+    if (status == DPCR_BAD_ARGUMENT || status == DPCR_UNSUPPORTED) throw std::invalid_argument(message);
+    throw std::runtime_error(message);
+}
+
+// One of the dtypes that the kernels take; every other tensor of the call must have the same.
+inline dpcr_dtype dtype_of(const char* name, const Tensor& tensor) {
+    const ScalarType type = tensor.scalar_type();
+    require(type == ScalarType::Float || type == ScalarType::Double,
+            std::string(name) + " must be float32 or float64");
+    return type == ScalarType::Float ? DPCR_F32 : DPCR_F64;
+}
+
+inline void check_like(const char* name, const Tensor& tensor, const Tensor& other) {
+    require(tensor.scalar_type() == other.scalar_type(), std::string(name) + " must have the dtype of the other tensors");
+    require(tensor.is_cpu() && other.is_cpu(), std::string(name) + " must be on the CPU");
+}
+
+inline void check_shape(const char* name, const Tensor& tensor, const Shape& expected) {
+    require(shape_of(tensor) == expected,
+            std::string(name) + " must have shape " + text(expected) + ", got " + text(shape_of(tensor)));
+}
+
+// ---- memory: PyTorch's, with PyTorch's own message where it runs out ------------------------------
+
+inline Tensor allocate(const Shape& shape, ScalarType type) {
+    Shape strides(shape.size(), 1);
+    for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+    const int32_t dtype = type == ScalarType::Float    ? aoti_torch_dtype_float32()
+                          : type == ScalarType::Double ? aoti_torch_dtype_float64()
+                          : type == ScalarType::Int    ? aoti_torch_dtype_int32()
+                                                       : aoti_torch_dtype_uint8();
+    AtenTensorHandle handle = nullptr;
+    if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,
+                                 aoti_torch_device_type_cpu(), 0, &handle) != TORCH_SUCCESS)
+        throw std::runtime_error(torch_exception_get_what_without_backtrace
+                                     ? std::string(torch_exception_get_what_without_backtrace())
+                                     : "PyTorch could not allocate a tensor of shape " + text(shape));
+    return Tensor(handle);
+}
+
+inline Tensor allocate_like(const Tensor& tensor) {
+    return allocate(shape_of(tensor), tensor.scalar_type());
+}
+
+// What a gradient that nobody asked for comes back as.
+inline Tensor nothing(const Tensor& like) {
+    return allocate({0}, like.scalar_type());
+}
+
+class Workspace {
+  public:
+    explicit Workspace(size_t bytes)
+        : memory_(bytes ? std::optional<Tensor>(allocate({static_cast<int64_t>(bytes)}, ScalarType::Byte)) : std::nullopt),
+          bytes_(bytes) {}
+    dpcr_buffer buffer() const {
+        return {memory_ ? memory_->mutable_data_ptr() : nullptr, bytes_};
+    }
+
+  private:
+    std::optional<Tensor> memory_;
+    size_t bytes_;
+};
+
+// ---- threads: PyTorch's -----------------------------------------------------------------------------
+
+struct Body {
+    dpcr_body run;
+    void* argument;
+};
+
+inline void torch_for(void*, int64_t count, dpcr_body run, void* argument) {
+    Body body = {run, argument};
+    const auto call = [](int64_t begin, int64_t end, void* context) {
+        const Body* body = static_cast<const Body*>(context);
+        body->run(body->argument, begin, end);
+    };
+    // It fails only where a body throws, and bodies are C.
+    TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, call, &body));
+}
+
+inline dpcr_exec cpu_exec() {
+    dpcr_exec exec = dpcr_serial();
+    exec.threads = torch::stable::get_num_threads();
+    exec.parallel_for = torch_for;
+    exec.grain = 400000;  // about 20 us of one core; a start costs 2 us, and far more on a busy machine
+    return exec;
+}
+
+}  // namespace deeppcr

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The operators, as library.cpp registers them.  Schemas: library.cpp; mathematics: csrc/pcr/pcr.h, csrc/ops/chain.h.
+#pragma once
+
+#include "bridge.h"
+
+namespace deeppcr {
+
+std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> A, Tensor b, std::optional<Tensor> x0,
+                                             std::string blocks, bool reverse, int64_t segments);
+
+std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::optional<Tensor> A,
+                                                              std::optional<Tensor> x0, Tensor x, std::string blocks,
+                                                              bool reverse, int64_t segments, bool need_A,
+                                                              bool need_x0);
+
+std::tuple<Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::string activation,
+                               std::vector<double> activation_parameters, bool save_states);
+
+std::tuple<Tensor, Tensor, Tensor> mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0,
+                                                Tensor states, Tensor weight, std::optional<Tensor> bias,
+                                                std::string activation, std::vector<double> activation_parameters,
+                                                std::vector<bool> needs);
+
+std::tuple<Tensor, Tensor> residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2,
+                                    std::optional<Tensor> bias2, std::optional<Tensor> norm_weight,
+                                    std::optional<Tensor> norm_bias, std::string activation,
+                                    std::vector<double> activation_parameters, std::string norm, double norm_eps,
+                                    double scale, bool save_states);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> residual_backward(
+    std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor states, Tensor weight1,
+    std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2, std::optional<Tensor> norm_weight,
+    std::optional<Tensor> norm_bias, std::string activation, std::vector<double> activation_parameters,
+    std::string norm, double norm_eps, double scale, std::vector<bool> needs);
+
+}  // namespace deeppcr
