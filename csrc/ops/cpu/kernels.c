@@ -10,6 +10,7 @@
 #define INT int32_t
 #define FN(name) name##_f32
 #include "pcr/cpu/product.inl"
+#include "pcr/cpu/transpose.inl"
 #include "ops/cpu/vmath_f32.inl"
 #include "ops/cpu/activation.inl"
 #include "ops/cpu/panel.inl"
@@ -23,6 +24,7 @@
 #define INT int64_t
 #define FN(name) name##_f64
 #include "pcr/cpu/product.inl"
+#include "pcr/cpu/transpose.inl"
 #include "ops/cpu/vmath_f64.inl"
 #include "ops/cpu/activation.inl"
 #include "ops/cpu/panel.inl"

@@ -9,16 +9,6 @@
  * RMS: symmetric but for gamma, so project() serves tangents (before gamma) and vjps (after it).
  */
 
-static REAL FN(row_dot)(int64_t w, const REAL *x, const REAL *y) {
-    VEC acc = {0};
-    REAL sum = 0;
-    int64_t i = 0;
-    for (; i + LANES <= w; i += LANES) acc += FN(load)(x + i) * FN(load)(y + i);
-    for (int j = 0; j < LANES; j++) sum += acc[j];
-    for (; i < w; i++) sum += x[i] * y[i];
-    return sum;
-}
-
 /* column sums of x (w,n), times y (w,n) if not NULL -> sums (n) */
 static void FN(lane_sums)(int64_t w, int64_t n, const REAL *x, const REAL *y, REAL *sums) {
     memset(sums, 0, (size_t)n * sizeof(REAL));

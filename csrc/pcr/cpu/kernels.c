@@ -10,14 +10,20 @@
 #define INT int32_t
 #define FN(name) name##_f32
 #include "pcr/cpu/product.inl"
+#include "pcr/cpu/transpose.inl"
+#include "pcr/cpu/block.inl"
 #include "pcr/cpu/recurrence.inl"
+#include "pcr/cpu/gradient.inl"
 #include "pcr/cpu/end_dtype.h"
 
 #define REAL double
 #define INT int64_t
 #define FN(name) name##_f64
 #include "pcr/cpu/product.inl"
+#include "pcr/cpu/transpose.inl"
+#include "pcr/cpu/block.inl"
 #include "pcr/cpu/recurrence.inl"
+#include "pcr/cpu/gradient.inl"
 #include "pcr/cpu/end_dtype.h"
 
 #define KERNELS(dtype)                                                                             \

@@ -2,117 +2,11 @@
  *
  * Kernels of the linear recurrence on the CPU (see kernels.h for what each does).
  *
- * A task is a segment and a *group* of samples, of a size that depends on the problem alone.  Blocks
- * that are diagonal or scalar are elementwise products; shared dense ones act on a group as one panel
- * (samples in lanes), own dense ones by one matvec a sample.
+ * A task is a segment and a *group* of samples, of a size that depends on the problem alone.
  *
  * Work per step and sample: 2 w^2 (dense) or 2 w in every walk; reduce adds 2 w^3 or w per own block;
  * a level of combine the same per segment.
  */
-
-/* A block of a step or of a segment map, and the vectors it acts on. */
-struct FN(block) {
-    const REAL *M;
-    int64_t sample, row, column;
-};
-
-struct FN(rows) {
-    REAL *data;
-    int64_t sample;
-};
-
-static struct FN(block) FN(block_at)(const struct block_view *view, int64_t j, int64_t s) {
-    const REAL *M = (const REAL *)view->data;
-    if (M) M += view->first + j * view->step + s * view->sample;
-    return (struct FN(block)){M, view->sample, view->row, view->column};
-}
-
-static struct FN(rows) FN(rows_at)(const struct vector_view *view, int64_t j, int64_t s) {
-    return (struct FN(rows)){(REAL *)view->data + view->first + j * view->step + s * view->sample, view->sample};
-}
-
-static REAL *FN(offset_at)(const struct walk *walk, int buffer, int64_t k, int64_t s) {
-    return (REAL *)walk->offsets[buffer] + (k * walk->B + s) * walk->w;
-}
-
-static REAL *FN(map_at)(const struct walk *walk, int buffer, int64_t k, int64_t s) {
-    const int64_t size = dpcr_map_size(walk->block, walk->w);
-    return (REAL *)walk->maps[buffer] + (walk->shared ? k : k * walk->B + s) * size;
-}
-
-static struct FN(block) FN(map_block)(const struct walk *walk, int buffer, int64_t k, int64_t s) {
-    return (struct FN(block)){FN(map_at)(walk, buffer, k, s),
-                              walk->shared ? 0 : dpcr_map_size(walk->block, walk->w), walk->w, 1};
-}
-
-/* ---- x' = M x + b for a group of n samples -------------------------------------------------- */
-
-/* y_i = a x_i + b_i over count elements, a = a[i * stride]; b NULL: zero */
-static void FN(scale_add)(int64_t count, const REAL *a, int64_t stride, const REAL *x, const REAL *b, REAL *y) {
-    if (stride == 0 && b)
-        for (int64_t i = 0; i < count; i++) y[i] = a[0] * x[i] + b[i];
-    else if (stride == 0)
-        for (int64_t i = 0; i < count; i++) y[i] = a[0] * x[i];
-    else if (b)
-        for (int64_t i = 0; i < count; i++) y[i] = a[i] * x[i] + b[i];
-    else
-        for (int64_t i = 0; i < count; i++) y[i] = a[i] * x[i];
-}
-
-static void FN(apply_elementwise)(const struct walk *walk, int64_t n, struct FN(block) A, struct FN(rows) x,
-                                  struct FN(rows) b, struct FN(rows) y) {
-    const int64_t w = walk->w, stride = walk->block == DPCR_DIAGONAL && w > 1;
-    const bool packed = x.sample == w && b.sample == w && y.sample == w;
-    /* one loop over the group where its rows and coefficients are contiguous; a loop of one element is slow */
-    if (packed && A.sample == 0 && stride == 0)
-        FN(scale_add)(n * w, A.M, 0, x.data, b.data, y.data);
-    else if (packed && A.sample == w && (stride == 1 || w == 1))
-        FN(scale_add)(n * w, A.M, 1, x.data, b.data, y.data);
-    else
-        for (int64_t s = 0; s < n; s++)
-            FN(scale_add)(w, A.M + s * A.sample, stride, x.data + s * x.sample, b.data ? b.data + s * b.sample : NULL,
-                          y.data + s * y.sample);
-}
-
-static void FN(apply_identity)(int64_t w, int64_t n, struct FN(rows) x, struct FN(rows) b, struct FN(rows) y) {
-    for (int64_t s = 0; s < n; s++)
-        for (int64_t i = 0; i < w; i++)
-            y.data[s * y.sample + i] =
-                b.data ? x.data[s * x.sample + i] + b.data[s * b.sample + i] : x.data[s * x.sample + i];
-}
-
-/* One block for the whole group: X in lanes, M X, back and + b.  scratch: 2 panels (w, group). */
-static void FN(apply_panel)(const struct walk *walk, int64_t n, struct FN(block) A, struct FN(rows) x,
-                            struct FN(rows) b, struct FN(rows) y, REAL *scratch) {
-    const int64_t w = walk->w, ld = (n + LANES - 1) / LANES * LANES;
-    REAL *X = scratch, *Y = scratch + w * ld;
-    FN(load_panel)(w, n, x.data, x.sample, X, ld);
-    FN(panel_product)(w, ld, w, A.M, A.row, A.column, X, ld, NULL, Y, ld);
-    for (int64_t s = 0; s < n; s++)
-        for (int64_t i = 0; i < w; i++)
-            y.data[s * y.sample + i] = b.data ? Y[i * ld + s] + b.data[s * b.sample + i] : Y[i * ld + s];
-}
-
-static void FN(apply)(const struct walk *walk, int64_t n, struct FN(block) A, struct FN(rows) x, struct FN(rows) b,
-                      struct FN(rows) y, REAL *scratch) {
-    const int64_t w = walk->w;
-    if (walk->block == DPCR_IDENTITY)
-        FN(apply_identity)(w, n, x, b, y);
-    else if (walk->block != DPCR_DENSE)
-        FN(apply_elementwise)(walk, n, A, x, b, y);
-    else if (walk->wide)
-        FN(apply_panel)(walk, n, A, x, b, y, scratch);
-    else
-        for (int64_t s = 0; s < n; s++)
-            FN(matvec)(w, w, A.M + s * A.sample, A.row, A.column, x.data + s * x.sample,
-                       b.data ? b.data + s * b.sample : NULL, y.data + s * y.sample);
-}
-
-static void FN(copy_rows)(int64_t w, int64_t n, struct FN(rows) from, struct FN(rows) to) {
-    if (from.data == to.data) return;
-    for (int64_t s = 0; s < n; s++)
-        memcpy(to.data + s * to.sample, from.data + s * from.sample, (size_t)w * sizeof(REAL));
-}
 
 /* ---- walks ---------------------------------------------------------------------------------- */
 
@@ -177,18 +71,6 @@ static void FN(sequential)(const struct walk *walk) {
 
 /* ---- reduce --------------------------------------------------------------------------------- */
 
-/* map <- M map; `spare` is as large as a map and swapped in */
-static void FN(extend_map)(const struct walk *walk, struct FN(block) A, REAL **map, REAL **spare) {
-    const int64_t w = walk->w, size = dpcr_map_size(walk->block, w);
-    if (walk->block == DPCR_DENSE) {
-        FN(panel_product)(w, w, w, A.M, A.row, A.column, *map, w, NULL, *spare, w);
-        REAL *swap = *map;
-        *map = *spare, *spare = swap;
-    } else {
-        for (int64_t i = 0; i < size; i++) (*map)[i] *= A.M[i];
-    }
-}
-
 /* How much of an error at the start of the segment survives: the largest row sum of |map|, at most 1. */
 static double FN(damping)(const struct walk *walk, const REAL *map) {
     const int64_t w = walk->w, columns = walk->block == DPCR_DENSE ? w : 1;
@@ -201,20 +83,52 @@ static double FN(damping)(const struct walk *walk, const REAL *map) {
     return most < 1 ? most : 1;
 }
 
-/* maps[0] of segment k and sample s (or of all samples, where they share it), and its damping */
-static void FN(segment_map)(const struct walk *walk, int64_t k, int64_t s) {
-    const int64_t w = walk->w, size = dpcr_map_size(walk->block, w);
-    const int64_t first = dpcr_edge(k, walk->L, walk->S), last = dpcr_edge(k + 1, walk->L, walk->S);
+/* maps[0] of steps first..last-1 of one sample (or of all, where they share it): M_last-1 ... M_first */
+static void FN(dense_map)(const struct walk *walk, int64_t k, int64_t s, int64_t first, int64_t last) {
+    const int64_t w = walk->w;
     REAL *map = FN(map_at)(walk, 0, k, s), *spare = FN(map_at)(walk, 1, k, s);
     const struct FN(block) A = FN(block_at)(&walk->M, first, s);
+    for (int64_t i = 0; i < w; i++)
+        for (int64_t c = 0; c < w; c++) map[i * w + c] = A.M[i * A.row + c * A.column];
+    for (int64_t j = first + 1; j < last; j++) {
+        const struct FN(block) next = FN(block_at)(&walk->M, j, s);
+        FN(panel_product)(w, w, w, next.M, next.row, next.column, map, w, NULL, spare, w);
+        REAL *swap = map;
+        map = spare, spare = swap;
+    }
+    if (map != FN(map_at)(walk, 0, k, s)) memcpy(spare, map, (size_t)(w * w) * sizeof(REAL));
+}
+
+/* The same of n samples for diagonal and scalar blocks; one loop where the blocks of the samples are contiguous */
+static void FN(elementwise_maps)(const struct walk *walk, int64_t k, int64_t s0, int64_t n, int64_t first, int64_t last) {
+    const int64_t size = dpcr_map_size(walk->block, walk->w);
+    const bool packed = walk->M.sample == size;
+    const int64_t count = packed ? n * size : size, times = packed ? 1 : n;
+    for (int64_t j = first; j < last; j++)
+        for (int64_t s = 0; s < times; s++) {
+            REAL *map = FN(map_at)(walk, 0, k, s0 + s);
+            const REAL *M = FN(block_at)(&walk->M, j, s0 + s).M;
+            if (j == first)
+                memcpy(map, M, (size_t)count * sizeof(REAL));
+            else
+                for (int64_t i = 0; i < count; i++) map[i] *= M[i];
+        }
+}
+
+/* maps[0] and damping of segment k for samples s0..s0+n-1 */
+static void FN(segment_maps)(const struct walk *walk, int64_t k, int64_t s0, int64_t n) {
+    const int64_t first = dpcr_edge(k, walk->L, walk->S), last = dpcr_edge(k + 1, walk->L, walk->S);
     if (walk->block == DPCR_DENSE)
-        for (int64_t i = 0; i < w; i++)
-            for (int64_t c = 0; c < w; c++) map[i * w + c] = A.M[i * A.row + c * A.column];
-    else if (size > 0)
-        memcpy(map, A.M, (size_t)size * sizeof(REAL));
-    for (int64_t j = first + 1; j < last; j++) FN(extend_map)(walk, FN(block_at)(&walk->M, j, s), &map, &spare);
-    if (map != FN(map_at)(walk, 0, k, s)) memcpy(spare, map, (size_t)size * sizeof(REAL));
-    walk->damping[walk->shared ? k : k * walk->B + s] = FN(damping)(walk, FN(map_at)(walk, 0, k, s));
+        for (int64_t s = s0; s < s0 + n; s++) FN(dense_map)(walk, k, s, first, last);
+    else if (walk->block != DPCR_IDENTITY)
+        FN(elementwise_maps)(walk, k, s0, n, first, last);
+    for (int64_t s = s0; s < s0 + n; s++)
+        walk->damping[walk->shared ? k : k * walk->B + s] = FN(damping)(walk, FN(map_at)(walk, 0, k, s));
+}
+
+/* Of n samples from s0, those whose maps this task makes: shared ones are made once, by the first group. */
+static int64_t FN(own_maps)(const struct walk *walk, int64_t s0, int64_t n) {
+    return !walk->shared ? n : s0 == 0 ? 1 : 0;
 }
 
 static void FN(reduce_task)(const void *pass, int64_t task, void *scratch) {
@@ -226,11 +140,11 @@ static void FN(reduce_task)(const void *pass, int64_t task, void *scratch) {
     /* the walk writes into x, which is free until substitute; its end is the offset */
     FN(walk_steps)(walk, first, last, s0, n, k == 0 ? FN(start)(walk, s0) : (struct FN(rows)){NULL, 0}, scratch);
     FN(copy_rows)(walk->w, n, FN(rows_at)(&walk->x, last - 1, s0), to);
-    if (k == 0) { /* starts from x0 itself: its map is never used, and M_0 may not exist */
-        for (int64_t s = s0; s < s0 + n && !(walk->shared && s > 0); s++) walk->damping[s] = 0;
-        return;
-    }
-    for (int64_t s = s0; s < s0 + n && !(walk->shared && s > 0); s++) FN(segment_map)(walk, k, s);
+    const int64_t maps = FN(own_maps)(walk, s0, n);
+    if (k > 0)
+        FN(segment_maps)(walk, k, s0, maps);
+    else /* starts from x0 itself: its map is never used, and M_0 may not exist */
+        for (int64_t s = s0; s < s0 + maps; s++) walk->damping[s] = 0;
 }
 
 static void FN(reduce)(const struct walk *walk) {
@@ -265,14 +179,15 @@ static void FN(combine_task)(const void *pass, int64_t task, void *scratch) {
     const struct FN(rows) before = {FN(offset_at)(walk, from, k - d, s0), w};
     FN(apply)(walk, n, FN(map_block)(walk, from, k, s0), before, own, next, scratch);
     if (k < 2 * d) return;
-    for (int64_t s = s0; s < s0 + n && !(walk->shared && s > 0); s++) {
-        REAL *map = FN(map_at)(walk, to, k, s);
-        const REAL *left = FN(map_at)(walk, from, k, s), *right = FN(map_at)(walk, from, k - d, s);
-        if (walk->block == DPCR_DENSE)
-            FN(panel_product)(w, w, w, left, w, 1, right, w, NULL, map, w);
-        else
-            for (int64_t i = 0; i < dpcr_map_size(walk->block, w); i++) map[i] = left[i] * right[i];
-    }
+    const int64_t maps = FN(own_maps)(walk, s0, n), size = dpcr_map_size(walk->block, w);
+    if (maps == 0) return;
+    REAL *map = FN(map_at)(walk, to, k, s0); /* those of a group lie one after another */
+    const REAL *left = FN(map_at)(walk, from, k, s0), *right = FN(map_at)(walk, from, k - d, s0);
+    if (walk->block == DPCR_DENSE)
+        for (int64_t s = 0; s < maps; s++)
+            FN(panel_product)(w, w, w, left + s * size, w, 1, right + s * size, w, NULL, map + s * size, w);
+    else
+        for (int64_t i = 0; i < maps * size; i++) map[i] = left[i] * right[i];
 }
 
 static void FN(combine)(const struct walk *walk, int64_t distance) {
@@ -356,72 +271,4 @@ static void FN(repair_task)(const void *pass, int64_t task, void *scratch) {
 static void FN(repair)(const struct walk *walk, int32_t *recomputed) {
     const struct FN(repair_pass) pass = {walk, recomputed};
     FN(for_groups)(walk, FN(repair_task), 1, (double)walk->S * (double)walk->B, &pass);
-}
-
-/* ---- gradients ------------------------------------------------------------------------------ */
-
-struct FN(gradient_pass) {
-    const struct walk *walk;
-    struct block_view gradient;
-};
-
-/* The sum over n samples of y x^T -> gA (w,w) by its strides */
-static void FN(outer)(int64_t w, int64_t n, struct FN(rows) y, struct FN(rows) x, REAL *gA, int64_t row,
-                      int64_t column) {
-    if (column == 1)
-        FN(panel_product)(w, w, n, y.data, 1, y.sample, x.data, x.sample, NULL, gA, row);
-    else
-        FN(panel_product)(w, w, n, x.data, 1, x.sample, y.data, y.sample, NULL, gA, column);
-}
-
-/* count (1 or w) elements of the sum over samples of y * x */
-static void FN(inner)(const struct walk *walk, int64_t n, struct FN(rows) y, struct FN(rows) x, REAL *gA) {
-    const int64_t stride = walk->block == DPCR_DIAGONAL;
-    memset(gA, 0, (size_t)dpcr_map_size(walk->block, walk->w) * sizeof(REAL));
-    for (int64_t s = 0; s < n; s++)
-        for (int64_t i = 0; i < walk->w; i++)
-            gA[i * stride] += y.data[s * y.sample + i] * x.data[s * x.sample + i];
-}
-
-static void FN(clear_block)(const struct walk *walk, REAL *gA, int64_t row, int64_t column) {
-    const int64_t w = walk->w, columns = walk->block == DPCR_DENSE ? w : 1;
-    for (int64_t i = 0; i < (walk->block == DPCR_SCALAR ? 1 : w); i++)
-        for (int64_t c = 0; c < columns; c++) gA[i * (columns > 1 ? row : 1) + c * column] = 0;
-}
-
-/* One step: shared blocks sum over all samples, in their order. */
-static void FN(gradient_task)(const void *pass, int64_t j, void *scratch) {
-    (void)scratch;
-    const struct FN(gradient_pass) *gradient = pass;
-    const struct walk *walk = gradient->walk;
-    const struct block_view *view = &gradient->gradient;
-    const int64_t count = walk->shared ? 1 : walk->B, n = walk->shared ? walk->B : 1;
-    for (int64_t s = 0; s < count; s++) {
-        REAL *gA = (REAL *)view->data + view->first + j * view->step + s * view->sample;
-        const struct FN(rows) y = FN(rows_at)(&walk->b, j, s);
-        const struct FN(rows) x = j > 0 ? FN(rows_at)(&walk->x, j - 1, s) : FN(start)(walk, s);
-        if (!x.data)
-            FN(clear_block)(walk, gA, view->row, view->column);
-        else if (walk->block == DPCR_DENSE)
-            FN(outer)(walk->w, n, y, x, gA, view->row, view->column);
-        else
-            FN(inner)(walk, n, y, x, gA);
-    }
-}
-
-static void FN(gradient)(const struct walk *walk, struct block_view gradient) {
-    const struct FN(gradient_pass) pass = {walk, gradient};
-    const struct tasks tasks = {.run = FN(gradient_task), .pass = &pass, .count = walk->L, .work = FN(walk_work)(walk)};
-    if (walk->block != DPCR_IDENTITY) dpcr_run_tasks(walk->exec, &tasks);
-}
-
-/* The walk is the solved one: M_0 with rows and columns exchanged. */
-static void FN(start_gradient)(const struct walk *walk, struct vector_view gradient) {
-    const int64_t group = FN(group)(walk);
-    for (int64_t s0 = 0; s0 < walk->B; s0 += group) {
-        struct FN(block) A = FN(block_at)(&walk->M, 0, s0);
-        A = (struct FN(block)){A.M, A.sample, A.column, A.row};
-        FN(apply)(walk, dpcr_min(group, walk->B - s0), A, FN(rows_at)(&walk->b, 0, s0), (struct FN(rows)){NULL, walk->w},
-                  FN(rows_at)(&gradient, 0, s0), (REAL *)walk->scratch);
-    }
 }
