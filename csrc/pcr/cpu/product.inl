@@ -158,10 +158,22 @@ INLINE VEC FN(combine_columns)(int64_t k, const REAL *W, int64_t cs, const REAL 
     return (acc[0] + acc[1]) + (acc[2] + acc[3]);
 }
 
+/* 8 LANES outputs at once: 8 chains of their own, and whole stretches of each row of W^T for the prefetcher */
+INLINE void FN(combine_wide_columns)(int64_t k, const REAL *W, int64_t cs, const REAL *x, const REAL *b, REAL *y) {
+    VEC acc[8];
+    for (int v = 0; v < 8; v++) acc[v] = b ? FN(load)(b + v * LANES) : (VEC){0};
+    for (int64_t i = 0; i < k; i++)
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; v++) acc[v] += FN(load)(W + i * cs + v * LANES) * x[i];
+    for (int v = 0; v < 8; v++) FN(store)(y + v * LANES, acc[v]);
+}
+
 /* W (m,k) by (rs, cs), one of which is 1; x (k), b (m) or NULL -> y (m), which may be b */
 MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *x,
                                     const REAL *b, REAL *y) {
     int64_t r = 0;
+    for (; cs != 1 && r + 8 * LANES <= m; r += 8 * LANES)
+        FN(combine_wide_columns)(k, W + r, cs, x, b ? b + r : NULL, y + r);
     for (; r + LANES <= m; r += LANES) {
         VEC sum = cs == 1 ? FN(dot_rows)(k, W + r * rs, rs, x) : FN(combine_columns)(k, W + r, cs, x);
         if (b) sum += FN(load)(b + r);
