@@ -6,18 +6,20 @@
 
 /* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) = W X + bias */
 static void FN(linear)(int64_t m, int64_t n, int64_t k, const REAL *W, const REAL *X, const REAL *bias, REAL *Y) {
+    const struct FN(matrix) matrix = {W, k, 1};
     if (n == 1)
-        FN(matvec)(m, k, W, k, 1, X, bias, Y);
+        FN(matvec)(m, k, &matrix, X, bias, Y);
     else
-        FN(panel_product)(m, n, k, W, k, 1, X, n, bias, Y, n);
+        FN(panel_product)(m, n, k, &matrix, &(struct FN(panel)){X, n}, bias, Y, n);
 }
 
 /* W (m,k), G (m,n) -> Y (k,n) = W^T G */
 static void FN(linear_transposed)(int64_t m, int64_t n, int64_t k, const REAL *W, const REAL *G, REAL *Y) {
+    const struct FN(matrix) transposed = {W, 1, k};
     if (n == 1)
-        FN(matvec)(k, m, W, 1, k, G, NULL, Y);
+        FN(matvec)(k, m, &transposed, G, NULL, Y);
     else
-        FN(panel_product)(k, n, m, W, 1, k, G, n, NULL, Y, n);
+        FN(panel_product)(k, n, m, &transposed, &(struct FN(panel)){G, n}, NULL, Y, n);
 }
 
 static void FN(load_tile)(int64_t w, int64_t count, int64_t n, const REAL *rows, REAL *panel) {
@@ -55,6 +57,11 @@ static REAL *FN(gradient_of)(const struct pullback_pass *pass, dpcr_parameter wh
     return data ? data + l * dpcr_parameter_size(pass->chain, which) : NULL;
 }
 
+/* W (m,k), V (k,lanes) -> out (m,lanes) = W V; always a panel, also for one sample's tangents */
+static void FN(product)(int64_t m, int64_t lanes, int64_t k, const REAL *W, const REAL *V, REAL *out) {
+    FN(panel_product)(m, lanes, k, &(struct FN(matrix)){W, k, 1}, &(struct FN(panel)){V, lanes}, NULL, out, lanes);
+}
+
 /* D (w,n) times V (w,lanes), D broadcast along the lanes where n = 1 */
 static void FN(scale_panel)(int64_t w, int64_t n, int64_t lanes, const REAL *D, REAL *V) {
     for (int64_t i = 0; i < w; i++)
@@ -67,7 +74,7 @@ static void FN(scale_panel)(int64_t w, int64_t n, int64_t lanes, const REAL *D, 
 /* G rows (count, gs), X rows (count, xs) -> out (m,k) = sum of the outer products g x^T */
 static void FN(sum_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, int64_t gs, const REAL *X, int64_t xs,
                           REAL *out) {
-    FN(panel_product)(m, k, count, G, 1, gs, X, xs, NULL, out, k);
+    FN(panel_product)(m, k, count, &(struct FN(matrix)){G, 1, gs}, &(struct FN(panel)){X, xs}, NULL, out, k);
 }
 
 /* rows (count, stride) -> out (m) = their sum */

@@ -81,9 +81,9 @@ static void FN(residual_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, 
             FN(project)(chain, n, lanes, p.xhat, p.rstd, outer, sums);
             if (gamma) FN(scale_panel)(w, 1, lanes, gamma, outer);
         }
-        FN(panel_product)(h, lanes, w, W1, w, 1, outer, lanes, NULL, inner, lanes);
+        FN(product)(h, lanes, w, W1, outer, inner);
         FN(scale_panel)(h, n, lanes, p.slope, inner);
-        FN(panel_product)(w, lanes, h, W2, h, 1, inner, lanes, NULL, outer, lanes);
+        FN(product)(w, lanes, h, W2, inner, outer);
         for (int64_t i = 0; i < size; i++) Q[i] += scale * outer[i];
     }
 }

@@ -7,8 +7,8 @@
 
 /* A block of a step or of a segment map, and the vectors it acts on. */
 struct FN(block) {
-    const REAL *M;
-    int64_t sample, row, column;
+    struct FN(matrix) M;
+    int64_t sample;
 };
 
 struct FN(rows) {
@@ -19,7 +19,7 @@ struct FN(rows) {
 static struct FN(block) FN(block_at)(const struct block_view *view, int64_t j, int64_t s) {
     const REAL *M = (const REAL *)view->data;
     if (M) M += view->first + j * view->step + s * view->sample;
-    return (struct FN(block)){M, view->sample, view->row, view->column};
+    return (struct FN(block)){{M, view->row, view->column}, view->sample};
 }
 
 static struct FN(rows) FN(rows_at)(const struct vector_view *view, int64_t j, int64_t s) {
@@ -36,8 +36,8 @@ static REAL *FN(map_at)(const struct walk *walk, int buffer, int64_t k, int64_t 
 }
 
 static struct FN(block) FN(map_block)(const struct walk *walk, int buffer, int64_t k, int64_t s) {
-    return (struct FN(block)){FN(map_at)(walk, buffer, k, s),
-                              walk->shared ? 0 : dpcr_map_size(walk->block, walk->w), walk->w, 1};
+    return (struct FN(block)){{FN(map_at)(walk, buffer, k, s), walk->w, 1},
+                              walk->shared ? 0 : dpcr_map_size(walk->block, walk->w)};
 }
 
 /* ---- x' = M x + b for a group of n samples -------------------------------------------------- */
@@ -60,12 +60,12 @@ static void FN(apply_elementwise)(const struct walk *walk, int64_t n, struct FN(
     const bool packed = x.sample == w && b.sample == w && y.sample == w;
     /* one loop over the group where its rows and coefficients are contiguous; a loop of one element is slow */
     if (packed && A.sample == 0 && stride == 0)
-        FN(scale_add)(n * w, A.M, 0, x.data, b.data, y.data);
+        FN(scale_add)(n * w, A.M.data, 0, x.data, b.data, y.data);
     else if (packed && A.sample == w && (stride == 1 || w == 1))
-        FN(scale_add)(n * w, A.M, 1, x.data, b.data, y.data);
+        FN(scale_add)(n * w, A.M.data, 1, x.data, b.data, y.data);
     else
         for (int64_t s = 0; s < n; s++)
-            FN(scale_add)(w, A.M + s * A.sample, stride, x.data + s * x.sample, b.data ? b.data + s * b.sample : NULL,
+            FN(scale_add)(w, A.M.data + s * A.sample, stride, x.data + s * x.sample, b.data ? b.data + s * b.sample : NULL,
                           y.data + s * y.sample);
 }
 
@@ -82,7 +82,7 @@ static void FN(apply_panel)(const struct walk *walk, int64_t n, struct FN(block)
     const int64_t w = walk->w, ld = (n + LANES - 1) / LANES * LANES;
     REAL *X = scratch, *Y = scratch + w * ld;
     FN(load_panel)(w, n, x.data, x.sample, X, ld);
-    FN(panel_product)(w, ld, w, A.M, A.row, A.column, X, ld, NULL, Y, ld);
+    FN(panel_product)(w, ld, w, &A.M, &(struct FN(panel)){X, ld}, NULL, Y, ld);
     for (int64_t s = 0; s < n; s++)
         for (int64_t i = 0; i < w; i++)
             y.data[s * y.sample + i] = b.data ? Y[i * ld + s] + b.data[s * b.sample + i] : Y[i * ld + s];
@@ -99,7 +99,7 @@ static void FN(apply)(const struct walk *walk, int64_t n, struct FN(block) A, st
         FN(apply_panel)(walk, n, A, x, b, y, scratch);
     else
         for (int64_t s = 0; s < n; s++)
-            FN(matvec)(w, w, A.M + s * A.sample, A.row, A.column, x.data + s * x.sample,
+            FN(matvec)(w, w, &(struct FN(matrix)){A.M.data + s * A.sample, A.M.row, A.M.column}, x.data + s * x.sample,
                        b.data ? b.data + s * b.sample : NULL, y.data + s * y.sample);
 }
 

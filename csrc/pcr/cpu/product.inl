@@ -21,6 +21,27 @@ typedef INT FN(mask) __attribute__((vector_size(VECTOR_BYTES)));
 #define VEC FN(vec)
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
 
+/* Both go by pointer: by value they would pass through the stack, 10 ns a step at w = 16. */
+/* element (i, j) at i * row + j * column: either order, or its transpose */
+struct FN(matrix) {
+    const REAL *data;
+    int64_t row, column;
+};
+
+/* rows of contiguous lanes */
+struct FN(panel) {
+    const REAL *data;
+    int64_t row;
+};
+
+INLINE struct FN(matrix) FN(from_row)(struct FN(matrix) W, int64_t r) {
+    return (struct FN(matrix)){W.data + r * W.row, W.row, W.column};
+}
+
+INLINE struct FN(panel) FN(from_lane)(struct FN(panel) X, int64_t j) {
+    return (struct FN(panel)){X.data + j, X.row};
+}
+
 INLINE VEC FN(load)(const REAL *p) {
     return *(const VEC *)p;
 }
@@ -34,17 +55,17 @@ INLINE VEC FN(splat)(REAL a) {
 }
 
 /* R rows by C vectors of Y.  R and C are constants at every call, so acc lives in registers. */
-INLINE void FN(micro)(const int R, const int C, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *X,
-                      int64_t ldx, const REAL *bias, REAL *Y, int64_t ldy) {
+INLINE void FN(micro)(const int R, const int C, int64_t k, struct FN(matrix) W, struct FN(panel) X, const REAL *bias,
+                      REAL *Y, int64_t ldy) {
     VEC acc[8][2];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) acc[r][c] = FN(splat)(bias ? bias[r] : 0);
     for (int64_t i = 0; i < k; i++) {
         VEC x[2];
-        for (int c = 0; c < C; c++) x[c] = FN(load)(X + i * ldx + c * LANES);
+        for (int c = 0; c < C; c++) x[c] = FN(load)(X.data + i * X.row + c * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const VEC a = FN(splat)(W[r * rs + i * cs]);
+            const VEC a = FN(splat)(W.data[r * W.row + i * W.column]);
             for (int c = 0; c < C; c++) acc[r][c] += a * x[c];
         }
     }
@@ -53,61 +74,61 @@ INLINE void FN(micro)(const int R, const int C, int64_t k, const REAL *W, int64_
 }
 
 /* All rows of one column of blocks, C vectors wide. */
-INLINE void FN(micro_rows)(const int C, int64_t m, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *X,
-                           int64_t ldx, const REAL *bias, REAL *Y, int64_t ldy) {
+INLINE void FN(micro_rows)(const int C, int64_t m, int64_t k, struct FN(matrix) W, struct FN(panel) X,
+                           const REAL *bias, REAL *Y, int64_t ldy) {
     /* 8 x 2 accumulators, 2 of X and a broadcast fit 32 registers; with 16 they spill, 4 x 2 does not */
     enum { kRows = VECTOR_REGISTERS == 32 ? 8 : 4 };
     int64_t r = 0;
     for (; r + kRows <= m; r += kRows)
-        FN(micro)(kRows, C, k, W + r * rs, rs, cs, X, ldx, bias ? bias + r : NULL, Y + r * ldy, ldy);
-    for (; r < m; r++) FN(micro)(1, C, k, W + r * rs, rs, cs, X, ldx, bias ? bias + r : NULL, Y + r * ldy, ldy);
+        FN(micro)(kRows, C, k, FN(from_row)(W, r), X, bias ? bias + r : NULL, Y + r * ldy, ldy);
+    for (; r < m; r++) FN(micro)(1, C, k, FN(from_row)(W, r), X, bias ? bias + r : NULL, Y + r * ldy, ldy);
 }
 
 /* The same for fewer lanes than a vector has: copied to whole vectors and back. */
-static void FN(micro_tail)(int64_t n, int64_t m, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *X,
-                           int64_t ldx, const REAL *bias, REAL *Y, int64_t ldy) {
+static void FN(micro_tail)(int64_t n, int64_t m, int64_t k, struct FN(matrix) W, struct FN(panel) X, const REAL *bias,
+                           REAL *Y, int64_t ldy) {
     for (int64_t r = 0; r < m; r++) {
         VEC acc = FN(splat)(bias ? bias[r] : 0);
         for (int64_t i = 0; i < k; i++) {
             VEC x = {0};
-            for (int64_t j = 0; j < n; j++) x[j] = X[i * ldx + j];
-            acc += FN(splat)(W[r * rs + i * cs]) * x;
+            for (int64_t j = 0; j < n; j++) x[j] = X.data[i * X.row + j];
+            acc += FN(splat)(W.data[r * W.row + i * W.column]) * x;
         }
         for (int64_t j = 0; j < n; j++) Y[r * ldy + j] = acc[j];
     }
 }
 
 /* (w,w) times (w,w) for one small w, a constant at every call: 4096 of w = 4 take 8 us, by micro_tail 300 */
-INLINE void FN(square_product)(const int w, const REAL *W, int64_t rs, int64_t cs, const REAL *X, int64_t ldx,
-                               REAL *Y, int64_t ldy) {
+INLINE void FN(square_product)(const int w, struct FN(matrix) W, struct FN(panel) X, REAL *Y, int64_t ldy) {
     REAL sum[8][8] = {{0}};
     for (int r = 0; r < w; r++)
         for (int i = 0; i < w; i++)
-            for (int j = 0; j < w; j++) sum[r][j] += W[r * rs + i * cs] * X[i * ldx + j];
+            for (int j = 0; j < w; j++) sum[r][j] += W.data[r * W.row + i * W.column] * X.data[i * X.row + j];
     for (int r = 0; r < w; r++)
         for (int j = 0; j < w; j++) Y[r * ldy + j] = sum[r][j];
 }
 
-static bool FN(small_square)(int64_t w, const REAL *W, int64_t rs, int64_t cs, const REAL *X, int64_t ldx, REAL *Y,
-                             int64_t ldy) {
+static bool FN(small_square)(int64_t w, struct FN(matrix) W, struct FN(panel) X, REAL *Y, int64_t ldy) {
     switch (w) {
-    case 1: FN(square_product)(1, W, rs, cs, X, ldx, Y, ldy); return true;
-    case 2: FN(square_product)(2, W, rs, cs, X, ldx, Y, ldy); return true;
-    case 3: FN(square_product)(3, W, rs, cs, X, ldx, Y, ldy); return true;
-    case 4: FN(square_product)(4, W, rs, cs, X, ldx, Y, ldy); return true;
-    case 8: FN(square_product)(8, W, rs, cs, X, ldx, Y, ldy); return true;
+    case 1: FN(square_product)(1, W, X, Y, ldy); return true;
+    case 2: FN(square_product)(2, W, X, Y, ldy); return true;
+    case 3: FN(square_product)(3, W, X, Y, ldy); return true;
+    case 4: FN(square_product)(4, W, X, Y, ldy); return true;
+    case 8: FN(square_product)(8, W, X, Y, ldy); return true;
     default: return false;
     }
 }
 
-/* W (m,k) by (rs, cs), X (k,n) rows of ldx, bias (m) or NULL -> Y (m,n) rows of ldy */
-MAYBE_UNUSED static void FN(panel_product)(int64_t m, int64_t n, int64_t k, const REAL *W, int64_t rs, int64_t cs,
-                                           const REAL *X, int64_t ldx, const REAL *bias, REAL *Y, int64_t ldy) {
-    if (m == n && n == k && !bias && FN(small_square)(k, W, rs, cs, X, ldx, Y, ldy)) return;
+/* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) rows of ldy */
+MAYBE_UNUSED static void FN(panel_product)(int64_t m, int64_t n, int64_t k, const struct FN(matrix) *matrix,
+                                           const struct FN(panel) *panel, const REAL *bias, REAL *Y, int64_t ldy) {
+    const struct FN(matrix) W = *matrix;
+    const struct FN(panel) X = *panel;
+    if (m == n && n == k && !bias && FN(small_square)(k, W, X, Y, ldy)) return;
     int64_t j = 0;
-    for (; j + 2 * LANES <= n; j += 2 * LANES) FN(micro_rows)(2, m, k, W, rs, cs, X + j, ldx, bias, Y + j, ldy);
-    for (; j + LANES <= n; j += LANES) FN(micro_rows)(1, m, k, W, rs, cs, X + j, ldx, bias, Y + j, ldy);
-    if (j < n) FN(micro_tail)(n - j, m, k, W, rs, cs, X + j, ldx, bias, Y + j, ldy);
+    for (; j + 2 * LANES <= n; j += 2 * LANES) FN(micro_rows)(2, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
+    for (; j + LANES <= n; j += LANES) FN(micro_rows)(1, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
+    if (j < n) FN(micro_tail)(n - j, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
 }
 
 /* [a b] -> sums of neighbouring pairs, those of a first */
@@ -168,19 +189,21 @@ INLINE void FN(combine_wide_columns)(int64_t k, const REAL *W, int64_t cs, const
     for (int v = 0; v < 8; v++) FN(store)(y + v * LANES, acc[v]);
 }
 
-/* W (m,k) by (rs, cs), one of which is 1; x (k), b (m) or NULL -> y (m), which may be b */
-MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const REAL *W, int64_t rs, int64_t cs, const REAL *x,
-                                    const REAL *b, REAL *y) {
+/* W (m,k), a stride of which is 1; x (k), b (m) or NULL -> y (m), which may be b */
+MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const struct FN(matrix) *matrix, const REAL *x, const REAL *b,
+                                    REAL *y) {
+    const struct FN(matrix) W = *matrix;
     int64_t r = 0;
-    for (; cs != 1 && r + 8 * LANES <= m; r += 8 * LANES)
-        FN(combine_wide_columns)(k, W + r, cs, x, b ? b + r : NULL, y + r);
+    for (; W.column != 1 && r + 8 * LANES <= m; r += 8 * LANES)
+        FN(combine_wide_columns)(k, W.data + r, W.column, x, b ? b + r : NULL, y + r);
     for (; r + LANES <= m; r += LANES) {
-        VEC sum = cs == 1 ? FN(dot_rows)(k, W + r * rs, rs, x) : FN(combine_columns)(k, W + r, cs, x);
+        VEC sum = W.column == 1 ? FN(dot_rows)(k, W.data + r * W.row, W.row, x)
+                                : FN(combine_columns)(k, W.data + r, W.column, x);
         if (b) sum += FN(load)(b + r);
         FN(store)(y + r, sum);
     }
     for (; r < m; r++) {
-        const REAL sum = FN(dot_strided)(k, W + r * rs, cs, x);
+        const REAL sum = FN(dot_strided)(k, W.data + r * W.row, W.column, x);
         y[r] = b ? sum + b[r] : sum;
     }
 }

@@ -87,12 +87,12 @@ static double FN(damping)(const struct walk *walk, const REAL *map) {
 static void FN(dense_map)(const struct walk *walk, int64_t k, int64_t s, int64_t first, int64_t last) {
     const int64_t w = walk->w;
     REAL *map = FN(map_at)(walk, 0, k, s), *spare = FN(map_at)(walk, 1, k, s);
-    const struct FN(block) A = FN(block_at)(&walk->M, first, s);
+    const struct FN(matrix) A = FN(block_at)(&walk->M, first, s).M;
     for (int64_t i = 0; i < w; i++)
-        for (int64_t c = 0; c < w; c++) map[i * w + c] = A.M[i * A.row + c * A.column];
+        for (int64_t c = 0; c < w; c++) map[i * w + c] = A.data[i * A.row + c * A.column];
     for (int64_t j = first + 1; j < last; j++) {
         const struct FN(block) next = FN(block_at)(&walk->M, j, s);
-        FN(panel_product)(w, w, w, next.M, next.row, next.column, map, w, NULL, spare, w);
+        FN(panel_product)(w, w, w, &next.M, &(struct FN(panel)){map, w}, NULL, spare, w);
         REAL *swap = map;
         map = spare, spare = swap;
     }
@@ -107,7 +107,7 @@ static void FN(elementwise_maps)(const struct walk *walk, int64_t k, int64_t s0,
     for (int64_t j = first; j < last; j++)
         for (int64_t s = 0; s < times; s++) {
             REAL *map = FN(map_at)(walk, 0, k, s0 + s);
-            const REAL *M = FN(block_at)(&walk->M, j, s0 + s).M;
+            const REAL *M = FN(block_at)(&walk->M, j, s0 + s).M.data;
             if (j == first)
                 memcpy(map, M, (size_t)count * sizeof(REAL));
             else
@@ -185,7 +185,8 @@ static void FN(combine_task)(const void *pass, int64_t task, void *scratch) {
     const REAL *left = FN(map_at)(walk, from, k, s0), *right = FN(map_at)(walk, from, k - d, s0);
     if (walk->block == DPCR_DENSE)
         for (int64_t s = 0; s < maps; s++)
-            FN(panel_product)(w, w, w, left + s * size, w, 1, right + s * size, w, NULL, map + s * size, w);
+            FN(panel_product)(w, w, w, &(struct FN(matrix)){left + s * size, w, 1}, &(struct FN(panel)){right + s * size, w},
+                              NULL, map + s * size, w);
     else
         for (int64_t i = 0; i < maps * size; i++) map[i] = left[i] * right[i];
 }
