@@ -19,7 +19,7 @@
 #include "ops/chain.h"
 
 // Since torch 2.13; older ones leave it undefined and only say that a call failed.
-extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+extern "C" __attribute__((weak)) const char *torch_exception_get_what_without_backtrace();
 
 namespace deeppcr {
 
@@ -27,17 +27,17 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 
-inline std::string text(const Shape& shape) {
+inline std::string text(const Shape &shape) {
     std::string out = "(";
     for (size_t i = 0; i < shape.size(); i++) out += (i ? ", " : "") + std::to_string(shape[i]);
     return out + ")";
 }
 
-inline Shape shape_of(const Tensor& tensor) {
+inline Shape shape_of(const Tensor &tensor) {
     return Shape(tensor.sizes().begin(), tensor.sizes().end());
 }
 
-inline void require(bool condition, const std::string& message) {
+inline void require(bool condition, const std::string &message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
@@ -49,26 +49,27 @@ inline void check(dpcr_status status) {
 }
 
 // One of the dtypes that the kernels take; every other tensor of the call must have the same.
-inline dpcr_dtype dtype_of(const char* name, const Tensor& tensor) {
+inline dpcr_dtype dtype_of(const char *name, const Tensor &tensor) {
     const ScalarType type = tensor.scalar_type();
     require(type == ScalarType::Float || type == ScalarType::Double,
             std::string(name) + " must be float32 or float64");
     return type == ScalarType::Float ? DPCR_F32 : DPCR_F64;
 }
 
-inline void check_like(const char* name, const Tensor& tensor, const Tensor& other) {
-    require(tensor.scalar_type() == other.scalar_type(), std::string(name) + " must have the dtype of the other tensors");
+inline void check_like(const char *name, const Tensor &tensor, const Tensor &other) {
+    require(tensor.scalar_type() == other.scalar_type(),
+            std::string(name) + " must have the dtype of the other tensors");
     require(tensor.is_cpu() && other.is_cpu(), std::string(name) + " must be on the CPU");
 }
 
-inline void check_shape(const char* name, const Tensor& tensor, const Shape& expected) {
+inline void check_shape(const char *name, const Tensor &tensor, const Shape &expected) {
     require(shape_of(tensor) == expected,
             std::string(name) + " must have shape " + text(expected) + ", got " + text(shape_of(tensor)));
 }
 
 // ---- memory: PyTorch's, with PyTorch's own message where it runs out ------------------------------
 
-inline Tensor allocate(const Shape& shape, ScalarType type) {
+inline Tensor allocate(const Shape &shape, ScalarType type) {
     Shape strides(shape.size(), 1);
     for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
     const int32_t dtype = type == ScalarType::Float    ? aoti_torch_dtype_float32()
@@ -77,32 +78,35 @@ inline Tensor allocate(const Shape& shape, ScalarType type) {
                                                        : aoti_torch_dtype_uint8();
     AtenTensorHandle handle = nullptr;
     if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,
-                                 aoti_torch_device_type_cpu(), 0, &handle) != TORCH_SUCCESS)
+                                 aoti_torch_device_type_cpu(), 0, &handle)
+        != TORCH_SUCCESS)
         throw std::runtime_error(torch_exception_get_what_without_backtrace
                                      ? std::string(torch_exception_get_what_without_backtrace())
                                      : "PyTorch could not allocate a tensor of shape " + text(shape));
     return Tensor(handle);
 }
 
-inline Tensor allocate_like(const Tensor& tensor) {
+inline Tensor allocate_like(const Tensor &tensor) {
     return allocate(shape_of(tensor), tensor.scalar_type());
 }
 
 // What a gradient that nobody asked for comes back as.
-inline Tensor nothing(const Tensor& like) {
+inline Tensor nothing(const Tensor &like) {
     return allocate({0}, like.scalar_type());
 }
 
 class Workspace {
-  public:
+public:
     explicit Workspace(size_t bytes)
-        : memory_(bytes ? std::optional<Tensor>(allocate({static_cast<int64_t>(bytes)}, ScalarType::Byte)) : std::nullopt),
-          bytes_(bytes) {}
+        : memory_(bytes ? std::optional<Tensor>(allocate({static_cast<int64_t>(bytes)}, ScalarType::Byte))
+                        : std::nullopt),
+          bytes_(bytes) {
+    }
     dpcr_buffer buffer() const {
         return {memory_ ? memory_->mutable_data_ptr() : nullptr, bytes_};
     }
 
-  private:
+private:
     std::optional<Tensor> memory_;
     size_t bytes_;
 };
@@ -111,13 +115,13 @@ class Workspace {
 
 struct Body {
     dpcr_body run;
-    void* argument;
+    void *argument;
 };
 
-inline void torch_for(void*, int64_t count, dpcr_body run, void* argument) {
+inline void torch_for(void *, int64_t count, dpcr_body run, void *argument) {
     Body body = {run, argument};
-    const auto call = [](int64_t begin, int64_t end, void* context) {
-        const Body* body = static_cast<const Body*>(context);
+    const auto call = [](int64_t begin, int64_t end, void *context) {
+        const Body *body = static_cast<const Body *>(context);
         body->run(body->argument, begin, end);
     };
     // It fails only where a body throws, and bodies are C.
@@ -128,8 +132,8 @@ inline dpcr_exec cpu_exec() {
     dpcr_exec exec = dpcr_serial();
     exec.threads = torch::stable::get_num_threads();
     exec.parallel_for = torch_for;
-    exec.grain = 400000;  // about 20 us of one core; a start costs 2 us, and far more on a busy machine
+    exec.grain = 400000; // about 20 us of one core; a start costs 2 us, and far more on a busy machine
     return exec;
 }
 
-}  // namespace deeppcr
+} // namespace deeppcr

@@ -14,13 +14,17 @@ STABLE_TORCH_LIBRARY(deeppcr, m) {
     m.def("mlp_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, Tensor weight, Tensor? bias,"
           " str activation, float[] activation_parameters, bool[] needs)"
           " -> (Tensor gz0, Tensor gweight, Tensor gbias)");
-    m.def("residual(Tensor z0, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? norm_weight,"
-          " Tensor? norm_bias, str activation, float[] activation_parameters, str norm, float norm_eps, float scale,"
+    m.def("residual(Tensor z0, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? "
+          "norm_weight,"
+          " Tensor? norm_bias, str activation, float[] activation_parameters, str norm, float norm_eps, "
+          "float scale,"
           " bool save_states) -> (Tensor z, Tensor states)");
-    m.def("residual_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, Tensor weight1, Tensor? bias1,"
+    m.def("residual_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, Tensor weight1, Tensor? "
+          "bias1,"
           " Tensor weight2, Tensor? bias2, Tensor? norm_weight, Tensor? norm_bias, str activation,"
           " float[] activation_parameters, str norm, float norm_eps, float scale, bool[] needs)"
-          " -> (Tensor gz0, Tensor gweight1, Tensor gbias1, Tensor gweight2, Tensor gbias2, Tensor gnorm_weight,"
+          " -> (Tensor gz0, Tensor gweight1, Tensor gbias1, Tensor gweight2, Tensor gbias2, Tensor "
+          "gnorm_weight,"
           " Tensor gnorm_bias)");
 }
 

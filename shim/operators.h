@@ -11,28 +11,30 @@ std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> A, Tensor b, 
                                              std::string blocks, bool reverse, int64_t segments);
 
 std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::optional<Tensor> A,
-                                                              std::optional<Tensor> x0, Tensor x, std::string blocks,
-                                                              bool reverse, int64_t segments, bool need_A,
-                                                              bool need_x0);
+                                                              std::optional<Tensor> x0, Tensor x,
+                                                              std::string blocks, bool reverse,
+                                                              int64_t segments, bool need_A, bool need_x0);
 
 std::tuple<Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::string activation,
                                std::vector<double> activation_parameters, bool save_states);
 
-std::tuple<Tensor, Tensor, Tensor> mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0,
-                                                Tensor states, Tensor weight, std::optional<Tensor> bias,
-                                                std::string activation, std::vector<double> activation_parameters,
+std::tuple<Tensor, Tensor, Tensor> mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates,
+                                                Tensor z0, Tensor states, Tensor weight,
+                                                std::optional<Tensor> bias, std::string activation,
+                                                std::vector<double> activation_parameters,
                                                 std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor> residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2,
                                     std::optional<Tensor> bias2, std::optional<Tensor> norm_weight,
                                     std::optional<Tensor> norm_bias, std::string activation,
-                                    std::vector<double> activation_parameters, std::string norm, double norm_eps,
-                                    double scale, bool save_states);
+                                    std::vector<double> activation_parameters, std::string norm,
+                                    double norm_eps, double scale, bool save_states);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> residual_backward(
-    std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor states, Tensor weight1,
-    std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2, std::optional<Tensor> norm_weight,
-    std::optional<Tensor> norm_bias, std::string activation, std::vector<double> activation_parameters,
-    std::string norm, double norm_eps, double scale, std::vector<bool> needs);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor states,
+                  Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
+                  std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
+                  std::vector<double> activation_parameters, std::string norm, double norm_eps, double scale,
+                  std::vector<bool> needs);
 
-}  // namespace deeppcr
+} // namespace deeppcr

@@ -8,24 +8,25 @@
 namespace deeppcr {
 namespace {
 
-dpcr_block block_of(const std::string& blocks) {
+dpcr_block block_of(const std::string &blocks) {
     if (blocks == "dense") return DPCR_DENSE;
     if (blocks == "diagonal") return DPCR_DIAGONAL;
     if (blocks == "scalar") return DPCR_SCALAR;
-    require(blocks == "identity", "blocks must be 'dense', 'diagonal', 'scalar' or 'identity', got '" + blocks + "'");
+    require(blocks == "identity",
+            "blocks must be 'dense', 'diagonal', 'scalar' or 'identity', got '" + blocks + "'");
     return DPCR_IDENTITY;
 }
 
-bool unit_inside(const Tensor& tensor) {
+bool unit_inside(const Tensor &tensor) {
     const int64_t last = tensor.dim() - 1;
     return tensor.size(last) <= 1 || tensor.stride(last) == 1;
 }
 
-Tensor with_unit_rows(const Tensor& tensor) {
+Tensor with_unit_rows(const Tensor &tensor) {
     return unit_inside(tensor) ? tensor : torch::stable::contiguous(tensor);
 }
 
-Tensor with_unit_blocks(const Tensor& A, dpcr_block block) {
+Tensor with_unit_blocks(const Tensor &A, dpcr_block block) {
     if (block != DPCR_DENSE) return with_unit_rows(A);
     const bool unit = A.size(3) <= 1 || A.stride(2) == 1 || A.stride(3) == 1;
     return unit ? A : torch::stable::contiguous(A);
@@ -35,32 +36,35 @@ Tensor with_unit_blocks(const Tensor& A, dpcr_block block) {
 struct Direction {
     int64_t L;
     bool reverse;
-    char* start(void* data, int64_t step, size_t element) const {
+    char *start(void *data, int64_t step, size_t element) const {
         const int64_t offset = reverse && L > 0 ? (L - 1) * step : 0;
-        return static_cast<char*>(data) + offset * static_cast<int64_t>(element);
+        return static_cast<char *>(data) + offset * static_cast<int64_t>(element);
     }
-    int64_t step(int64_t step) const { return reverse ? -step : step; }
+    int64_t step(int64_t step) const {
+        return reverse ? -step : step;
+    }
 };
 
-dpcr_vectors vectors(const Tensor& v, Direction direction) {
-    return {direction.start(const_cast<void*>(v.const_data_ptr()), v.stride(0), v.element_size()),
+dpcr_vectors vectors(const Tensor &v, Direction direction) {
+    return {direction.start(const_cast<void *>(v.const_data_ptr()), v.stride(0), v.element_size()),
             direction.step(v.stride(0)), v.stride(1)};
 }
 
-dpcr_blocks blocks_view(const Tensor& A, dpcr_block block, Direction direction) {
+dpcr_blocks blocks_view(const Tensor &A, dpcr_block block, Direction direction) {
     const int64_t row = block == DPCR_DENSE ? A.stride(2) : 1, column = block == DPCR_DENSE ? A.stride(3) : 1;
-    return {direction.start(const_cast<void*>(A.const_data_ptr()), A.stride(0), A.element_size()),
+    return {direction.start(const_cast<void *>(A.const_data_ptr()), A.stride(0), A.element_size()),
             direction.step(A.stride(0)), A.size(1) == 1 ? 0 : A.stride(1), row, column};
 }
 
-dpcr_vectors start_view(const std::optional<Tensor>& x0) {
+dpcr_vectors start_view(const std::optional<Tensor> &x0) {
     if (!x0) return {};
-    return {const_cast<void*>(x0->const_data_ptr()), 0, x0->stride(0)};
+    return {const_cast<void *>(x0->const_data_ptr()), 0, x0->stride(0)};
 }
 
-void check_blocks(const std::optional<Tensor>& A, const Tensor& b, dpcr_block block) {
-    require(A.has_value() == (block != DPCR_IDENTITY), block == DPCR_IDENTITY ? "A must be None where blocks is 'identity'"
-                                                                               : "A is missing: only identity blocks need none");
+void check_blocks(const std::optional<Tensor> &A, const Tensor &b, dpcr_block block) {
+    require(A.has_value() == (block != DPCR_IDENTITY), block == DPCR_IDENTITY
+                                                           ? "A must be None where blocks is 'identity'"
+                                                           : "A is missing: only identity blocks need none");
     if (!A) return;
     check_like("A", *A, b);
     const int64_t L = b.size(0), B = b.size(1), w = b.size(2);
@@ -76,7 +80,8 @@ struct Operands {
     std::optional<Tensor> x0;
 };
 
-Operands check_operands(const std::optional<Tensor>& A, const Tensor& b, const std::optional<Tensor>& x0, dpcr_block block) {
+Operands check_operands(const std::optional<Tensor> &A, const Tensor &b, const std::optional<Tensor> &x0,
+                        dpcr_block block) {
     require(b.dim() == 3, "b must have shape (L, B, w), got " + text(shape_of(b)));
     check_like("b", b, b);
     check_blocks(A, b, block);
@@ -87,7 +92,7 @@ Operands check_operands(const std::optional<Tensor>& A, const Tensor& b, const s
     return operands;
 }
 
-dpcr_recurrence problem_of(const Operands& operands, const Tensor& x, dpcr_block block, Direction direction) {
+dpcr_recurrence problem_of(const Operands &operands, const Tensor &x, dpcr_block block, Direction direction) {
     dpcr_recurrence problem = {};
     problem.dtype = dtype_of("b", operands.b);
     problem.block = block;
@@ -99,13 +104,13 @@ dpcr_recurrence problem_of(const Operands& operands, const Tensor& x, dpcr_block
     return problem;
 }
 
-Workspace workspace_of(dpcr_exec exec, const dpcr_recurrence& problem, const dpcr_plan& plan) {
+Workspace workspace_of(dpcr_exec exec, const dpcr_recurrence &problem, const dpcr_plan &plan) {
     size_t bytes = 0;
     check(dpcr_recurrence_workspace(exec, &problem, &plan, &bytes));
     return Workspace(bytes);
 }
 
-}  // namespace
+} // namespace
 
 std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> A, Tensor b, std::optional<Tensor> x0,
                                              std::string blocks, bool reverse, int64_t segments) {
@@ -113,7 +118,7 @@ std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> A, Tensor b, 
     const Operands operands = check_operands(A, b, x0, block);
     const Tensor x = allocate_like(operands.b), info = allocate({1 + b.size(1)}, ScalarType::Int);
     dpcr_recurrence problem = problem_of(operands, x, block, {b.size(0), reverse});
-    int32_t* report = static_cast<int32_t*>(info.mutable_data_ptr());
+    int32_t *report = static_cast<int32_t *>(info.mutable_data_ptr());
     problem.recomputed = report + 1;
     const dpcr_exec exec = cpu_exec();
     const dpcr_plan plan = {segments, 0};
@@ -125,9 +130,9 @@ std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> A, Tensor b, 
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::optional<Tensor> A,
-                                                              std::optional<Tensor> x0, Tensor x, std::string blocks,
-                                                              bool reverse, int64_t segments, bool need_A,
-                                                              bool need_x0) {
+                                                              std::optional<Tensor> x0, Tensor x,
+                                                              std::string blocks, bool reverse,
+                                                              int64_t segments, bool need_A, bool need_x0) {
     const dpcr_block block = block_of(blocks);
     const Operands operands = check_operands(A, x, x0, block); // of b only the shape matters here
     check_like("gx", gx, x);
@@ -149,4 +154,4 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::op
     return {gA, gb, gx0};
 }
 
-}  // namespace deeppcr
+} // namespace deeppcr

@@ -79,26 +79,34 @@ typedef struct dpcr_propagation {
 } dpcr_propagation;
 
 /* The query needs only which pointers are NULL. */
-DPCR_API dpcr_status dpcr_chain_propagate_workspace(dpcr_exec exec, const dpcr_chain *chain, const dpcr_propagation *pass, const dpcr_plan *plan, size_t *bytes);
-DPCR_API dpcr_status dpcr_chain_propagate(dpcr_exec exec, const dpcr_chain *chain, const dpcr_propagation *pass, const dpcr_plan *plan, dpcr_buffer workspace);
+DPCR_API dpcr_status dpcr_chain_propagate_workspace(dpcr_exec exec, const dpcr_chain *chain,
+                                                    const dpcr_propagation *pass, const dpcr_plan *plan,
+                                                    size_t *bytes);
+DPCR_API dpcr_status dpcr_chain_propagate(dpcr_exec exec, const dpcr_chain *chain,
+                                          const dpcr_propagation *pass, const dpcr_plan *plan,
+                                          dpcr_buffer workspace);
 
 /* ---- backward ------------------------------------------------------------------------------- */
 
 typedef struct dpcr_pullback {
-    const void *z0;      /* (B,w) */
-    const void *states;  /* (L,B,w), of the forward pass */
-    const void *gz;      /* (B,w) gradient of z_L, or NULL: zero */
-    const void *gstates; /* (L,B,w) gradients of all states, added to it, or NULL: zero */
-    void *gz0;           /* (B,w), or NULL: not wanted */
+    const void *z0;                    /* (B,w) */
+    const void *states;                /* (L,B,w), of the forward pass */
+    const void *gz;                    /* (B,w) gradient of z_L, or NULL: zero */
+    const void *gstates;               /* (L,B,w) gradients of all states, added to it, or NULL: zero */
+    void *gz0;                         /* (B,w), or NULL: not wanted */
     void *gparameter[DPCR_PARAMETERS]; /* shaped as the parameters; NULL: not wanted, and costs nothing */
 } dpcr_pullback;
 
-DPCR_API dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass, const dpcr_plan *plan, size_t *bytes);
-DPCR_API dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass, const dpcr_plan *plan, dpcr_buffer workspace);
+DPCR_API dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chain,
+                                                   const dpcr_pullback *pass, const dpcr_plan *plan,
+                                                   size_t *bytes);
+DPCR_API dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
+                                         const dpcr_plan *plan, dpcr_buffer workspace);
 
 /* The activation and its derivative alone, elementwise on count elements: y = act(u), d = act'(u).
  * d may be NULL.  Error of each against fp64: see csrc/ops/cpu/activation.inl. */
-DPCR_API dpcr_status dpcr_activate(dpcr_exec exec, dpcr_dtype dtype, dpcr_activation activation, const double parameter[2], int64_t count, const void *u, void *y, void *d);
+DPCR_API dpcr_status dpcr_activate(dpcr_exec exec, dpcr_dtype dtype, dpcr_activation activation,
+                                   const double parameter[2], int64_t count, const void *u, void *y, void *d);
 
 #ifdef __cplusplus
 }

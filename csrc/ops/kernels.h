@@ -42,7 +42,8 @@ struct chain_kernels {
     void (*pullback)(const struct pullback_pass *pass);
     /* Parameter gradients of the pass's steps, each the sum over all samples in their order. */
     void (*gradient)(const struct pullback_pass *pass);
-    void (*activate)(dpcr_activation activation, const double parameter[2], int64_t count, const void *u, void *y, void *d);
+    void (*activate)(dpcr_activation activation, const double parameter[2], int64_t count, const void *u,
+                     void *y, void *d);
 };
 
 /* Elements per step of each parameter; 0: the step kind has no such parameter. */

@@ -11,15 +11,15 @@
 
 dpcr_status dpcr_fail(dpcr_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-#define RETURN_IF(call)                                                                            \
-    do {                                                                                           \
-        const dpcr_status status_ = (call);                                                        \
-        if (status_ != DPCR_OK) return status_;                                                    \
+#define RETURN_IF(call)                         \
+    do {                                        \
+        const dpcr_status status_ = (call);     \
+        if (status_ != DPCR_OK) return status_; \
     } while (0)
 
-#define REQUIRE(condition, ...)                                                                    \
-    do {                                                                                           \
-        if (!(condition)) return dpcr_fail(DPCR_BAD_ARGUMENT, __VA_ARGS__);                        \
+#define REQUIRE(condition, ...)                                             \
+    do {                                                                    \
+        if (!(condition)) return dpcr_fail(DPCR_BAD_ARGUMENT, __VA_ARGS__); \
     } while (0)
 
 /* DPCR_OK where the product of three sizes (and 8 bytes each) fits an int64; name goes into the sentence. */

@@ -35,10 +35,10 @@ extern "C" {
 #endif
 
 /* 0, or a negative code; the outputs of a failed call are unspecified. */
-#define DPCR_STATUS_LIST(X)                                                                        \
-    X(DPCR_OK, 0, "success")                                                                       \
-    X(DPCR_BAD_ARGUMENT, -1, "an argument is invalid")                                             \
-    X(DPCR_UNSUPPORTED, -2, "this combination of arguments is not supported")                      \
+#define DPCR_STATUS_LIST(X)                                                   \
+    X(DPCR_OK, 0, "success")                                                  \
+    X(DPCR_BAD_ARGUMENT, -1, "an argument is invalid")                        \
+    X(DPCR_UNSUPPORTED, -2, "this combination of arguments is not supported") \
     X(DPCR_SMALL_WORKSPACE, -3, "the workspace is smaller than its query said")
 
 typedef enum dpcr_status {
@@ -68,7 +68,8 @@ typedef struct dpcr_device dpcr_device;
 
 typedef struct dpcr_exec { /* by value; owns nothing */
     const dpcr_device *device;
-    int64_t threads; /* how many bodies parallel_for may run at once, >= 1: sizes the scratch, never the result */
+    int64_t
+        threads; /* how many bodies parallel_for may run at once, >= 1: sizes the scratch, never the result */
     dpcr_parallel_for parallel_for; /* NULL: one thread */
     void *pool;                     /* first argument of parallel_for */
     int64_t grain; /* operations that pay for another thread (a start costs 2 to 50 us); 0: always */
@@ -122,18 +123,20 @@ typedef struct dpcr_recurrence {
     dpcr_block block;
     bool transposed; /* solve for y: b holds c, x receives y, x0 must be NULL */
     int64_t L, B, w;
-    dpcr_blocks A;    /* not written; A_1 is never read where x0 is NULL */
-    dpcr_vectors b;   /* not written */
-    dpcr_vectors x0;  /* data NULL: zero; step is not used; not written */
-    dpcr_vectors x;   /* result; may be the same array as b where plan.segments is 1 */
+    dpcr_blocks A;       /* not written; A_1 is never read where x0 is NULL */
+    dpcr_vectors b;      /* not written */
+    dpcr_vectors x0;     /* data NULL: zero; step is not used; not written */
+    dpcr_vectors x;      /* result; may be the same array as b where plan.segments is 1 */
     int32_t *recomputed; /* B flags or NULL: 1 where the sample was recomputed by the loop */
 } dpcr_recurrence;
 
 /* Bytes of workspace for the solve (and for the backward call with the same problem). */
-DPCR_API dpcr_status dpcr_recurrence_workspace(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan, size_t *bytes);
+DPCR_API dpcr_status dpcr_recurrence_workspace(dpcr_exec exec, const dpcr_recurrence *problem,
+                                               const dpcr_plan *plan, size_t *bytes);
 
 /* Solves the problem.  levels (may be NULL) receives the number of cyclic-reduction levels that ran: ceil(log2 S). */
-DPCR_API dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan, dpcr_buffer workspace, int64_t *levels);
+DPCR_API dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem,
+                                           const dpcr_plan *plan, dpcr_buffer workspace, int64_t *levels);
 
 /* Gradients of a forward problem whose x has been solved, for the incoming gradient c of x:
  * y as above, gb = y, gA_l = y_l x_{l-1}^T (its diagonal, its trace for the other kinds; summed over
@@ -145,7 +148,9 @@ typedef struct dpcr_recurrence_gradients {
     dpcr_vectors x0; /* data NULL: not wanted */
 } dpcr_recurrence_gradients;
 
-DPCR_API dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_recurrence_gradients *gradients, const dpcr_plan *plan, dpcr_buffer workspace);
+DPCR_API dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *problem,
+                                              const dpcr_recurrence_gradients *gradients,
+                                              const dpcr_plan *plan, dpcr_buffer workspace);
 
 #ifdef __cplusplus
 }

@@ -24,7 +24,8 @@ static bool empty(const dpcr_recurrence *p) {
 static dpcr_status check_vectors(const char *name, const dpcr_recurrence *p, dpcr_vectors v, bool written) {
     REQUIRE(v.data, "%s.data is NULL", name);
     REQUIRE(!written || p->L <= 1 || v.step != 0, "%s.step is 0: the steps would overwrite each other", name);
-    REQUIRE(!written || p->B <= 1 || v.sample != 0, "%s.sample is 0: the samples would overwrite each other", name);
+    REQUIRE(!written || p->B <= 1 || v.sample != 0, "%s.sample is 0: the samples would overwrite each other",
+            name);
     return DPCR_OK;
 }
 
@@ -32,14 +33,16 @@ static dpcr_status check_blocks(const char *name, const dpcr_recurrence *p, dpcr
     if (p->block == DPCR_IDENTITY) return DPCR_OK;
     REQUIRE(A.data, "%s.data is NULL, only identity blocks need none", name);
     REQUIRE(p->block != DPCR_DENSE || p->w <= 1 || A.row == 1 || A.column == 1,
-            "%s.row is %lld and %s.column %lld: one of them must be 1", name, (long long)A.row, name, (long long)A.column);
+            "%s.row is %lld and %s.column %lld: one of them must be 1", name, (long long)A.row, name,
+            (long long)A.column);
     return DPCR_OK;
 }
 
 static dpcr_status check_plan(const dpcr_recurrence *p, const dpcr_plan *plan) {
     REQUIRE(plan, "plan is NULL");
     REQUIRE(plan->segments >= 1 && (p->L == 0 || plan->segments <= p->L),
-            "plan.segments is %lld, must be between 1 and L = %lld", (long long)plan->segments, (long long)p->L);
+            "plan.segments is %lld, must be between 1 and L = %lld", (long long)plan->segments,
+            (long long)p->L);
     return DPCR_OK;
 }
 
@@ -53,9 +56,11 @@ static dpcr_status check_problem(dpcr_exec exec, const dpcr_recurrence *p, const
     REQUIRE(p->w >= 0, "w is %lld, must not be negative", (long long)p->w);
     RETURN_IF(dpcr_check_size("b", p->L, p->B, p->w));
     RETURN_IF(dpcr_check_size("A", p->L, p->w, p->block == DPCR_DENSE ? p->w : 1));
-    REQUIRE(!p->transposed || !p->x0.data, "x0.data must be NULL where transposed: the adjoint starts from zero");
+    REQUIRE(!p->transposed || !p->x0.data,
+            "x0.data must be NULL where transposed: the adjoint starts from zero");
     RETURN_IF(check_plan(p, plan));
-    return p->L == 0 ? DPCR_OK : dpcr_check_size("segment maps", plan->segments, p->B, dpcr_map_size(p->block, p->w));
+    return p->L == 0 ? DPCR_OK
+                     : dpcr_check_size("segment maps", plan->segments, p->B, dpcr_map_size(p->block, p->w));
 }
 
 static dpcr_status check_arrays(const dpcr_recurrence *p) {
@@ -81,7 +86,8 @@ static struct walk make_walk(dpcr_exec exec, const dpcr_recurrence *p, int64_t s
     walk.tolerance = check_tolerance(p->dtype, p->L);
     walk.x0 = (struct vector_view){p->x0.data, 0, 0, p->x0.sample};
     if (p->transposed) { /* y_j over l = L+1-j, whose block is that of the step above it, transposed */
-        walk.M = (struct block_view){p->A.data, p->L * p->A.step, -p->A.step, p->A.sample, p->A.column, p->A.row};
+        walk.M =
+            (struct block_view){p->A.data, p->L * p->A.step, -p->A.step, p->A.sample, p->A.column, p->A.row};
         walk.b = (struct vector_view){p->b.data, (p->L - 1) * p->b.step, -p->b.step, p->b.sample};
         walk.x = (struct vector_view){p->x.data, (p->L - 1) * p->x.step, -p->x.step, p->x.sample};
     } else {
@@ -104,7 +110,8 @@ static size_t carve(struct walk *walk, dpcr_dtype dtype, void *base) {
     walk->scratch = dpcr_take(&arena, kernels->scratch(walk) * (size_t)dpcr_slots(walk->exec, tasks));
     if (walk->S == 1) return arena.used;
     const size_t element = dpcr_size_of(dtype), vectors = (size_t)(walk->S * walk->B * walk->w) * element;
-    const size_t maps = (size_t)(walk->S * (walk->shared ? 1 : walk->B) * dpcr_map_size(walk->block, walk->w)) * element;
+    const size_t maps =
+        (size_t)(walk->S * (walk->shared ? 1 : walk->B) * dpcr_map_size(walk->block, walk->w)) * element;
     for (int i = 0; i < 2; i++) walk->maps[i] = dpcr_take(&arena, maps);
     for (int i = 0; i < 2; i++) walk->offsets[i] = dpcr_take(&arena, vectors);
     walk->damping = dpcr_take(&arena, (size_t)(walk->S * (walk->shared ? 1 : walk->B)) * sizeof(double));
@@ -125,7 +132,8 @@ static struct walk tile_of(const struct walk *whole, int64_t s0, int64_t n) {
 }
 
 /* The largest tile of samples whose workspace fits the cap: bytes grow with the tile, so bisect. */
-static dpcr_status choose_tile(const struct walk *walk, dpcr_dtype dtype, const dpcr_plan *plan, int64_t *tile, size_t *bytes) {
+static dpcr_status choose_tile(const struct walk *walk, dpcr_dtype dtype, const dpcr_plan *plan,
+                               int64_t *tile, size_t *bytes) {
     struct walk trial = *walk;
     *tile = walk->B;
     *bytes = carve(&trial, dtype, NULL);
@@ -146,7 +154,8 @@ static dpcr_status choose_tile(const struct walk *walk, dpcr_dtype dtype, const 
     return DPCR_OK;
 }
 
-dpcr_status dpcr_recurrence_workspace(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan, size_t *bytes) {
+dpcr_status dpcr_recurrence_workspace(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan,
+                                      size_t *bytes) {
     RETURN_IF(check_problem(exec, problem, plan));
     REQUIRE(bytes, "bytes is NULL");
     *bytes = 0;
@@ -176,7 +185,8 @@ static int64_t solve_tile(struct walk *walk, const struct recurrence_kernels *ke
     return levels;
 }
 
-dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan, dpcr_buffer workspace, int64_t *levels) {
+dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan,
+                                  dpcr_buffer workspace, int64_t *levels) {
     RETURN_IF(check_problem(exec, problem, plan));
     RETURN_IF(check_arrays(problem));
     if (levels) *levels = 0;
@@ -192,7 +202,8 @@ dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem
     for (int64_t s0 = 0; s0 < problem->B; s0 += tile) {
         struct walk part = tile_of(&walk, s0, dpcr_min(tile, problem->B - s0));
         carve(&part, problem->dtype, workspace.data);
-        const int64_t ran = solve_tile(&part, kernels_of(exec, problem->dtype), problem->recomputed ? problem->recomputed + s0 : NULL);
+        const int64_t ran = solve_tile(&part, kernels_of(exec, problem->dtype),
+                                       problem->recomputed ? problem->recomputed + s0 : NULL);
         if (levels) *levels = ran;
     }
     return DPCR_OK;
@@ -204,7 +215,8 @@ static dpcr_status check_gradients(const dpcr_recurrence *p, const dpcr_recurren
     REQUIRE(g, "gradients is NULL");
     REQUIRE(!p->transposed, "problem.transposed must be false: give the forward problem");
     REQUIRE(!g->x0.data || p->x0.data, "gradients.x0.data is given, but problem.x0.data is NULL");
-    REQUIRE(!g->x0.data || p->B <= 1 || g->x0.sample != 0, "gradients.x0.sample is 0: the samples would overwrite each other");
+    REQUIRE(!g->x0.data || p->B <= 1 || g->x0.sample != 0,
+            "gradients.x0.sample is 0: the samples would overwrite each other");
     if (empty(p)) return DPCR_OK;
     RETURN_IF(check_arrays(p));
     RETURN_IF(check_vectors("gradients.x", p, g->x, false));
@@ -225,10 +237,16 @@ static void clear_gradients(const dpcr_recurrence *p, const dpcr_recurrence_grad
         for (int64_t s = 0; s < blocks; s++)
             for (int64_t i = 0; i < (p->block == DPCR_SCALAR ? 1 : p->w); i++)
                 for (int64_t j = 0; j < (p->block == DPCR_DENSE ? p->w : 1); j++)
-                    memset((char *)A.data + (l * A.step + s * A.sample + i * (p->block == DPCR_DENSE ? A.row : 1) + j * A.column) * element, 0, (size_t)element);
+                    memset((char *)A.data
+                               + (l * A.step + s * A.sample + i * (p->block == DPCR_DENSE ? A.row : 1)
+                                  + j * A.column)
+                                     * element,
+                           0, (size_t)element);
 }
 
-dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_recurrence_gradients *gradients, const dpcr_plan *plan, dpcr_buffer workspace) {
+dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *problem,
+                                     const dpcr_recurrence_gradients *gradients, const dpcr_plan *plan,
+                                     dpcr_buffer workspace) {
     RETURN_IF(check_problem(exec, problem, plan));
     RETURN_IF(check_gradients(problem, gradients));
     if (empty(problem)) {
@@ -248,9 +266,12 @@ dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *prob
     walk.b = (struct vector_view){gradients->b.data, 0, gradients->b.step, gradients->b.sample};
     walk.scratch = workspace.data; /* of one task: the solve has had at least that */
     const bool shared = walk.shared;
-    walk.shared = gradients->A.sample == 0; /* may differ: shared blocks can be seen as equal ones of every sample */
+    walk.shared =
+        gradients->A.sample == 0; /* may differ: shared blocks can be seen as equal ones of every sample */
     if (gradients->A.data)
-        kernels->gradient(&walk, (struct block_view){gradients->A.data, 0, gradients->A.step, gradients->A.sample, gradients->A.row, gradients->A.column});
+        kernels->gradient(&walk,
+                          (struct block_view){gradients->A.data, 0, gradients->A.step, gradients->A.sample,
+                                              gradients->A.row, gradients->A.column});
     walk.shared = shared;
     if (gradients->x0.data)
         kernels->start_gradient(&walk, (struct vector_view){gradients->x0.data, 0, 0, gradients->x0.sample});

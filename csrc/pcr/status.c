@@ -9,7 +9,7 @@ static _Thread_local char detail[256];
 
 const char *dpcr_strerror(dpcr_status status) {
     switch (status) {
-#define DPCR_STATUS_CASE(name, value, text)                                                        \
+#define DPCR_STATUS_CASE(name, value, text) \
     case name: return text;
         DPCR_STATUS_LIST(DPCR_STATUS_CASE)
 #undef DPCR_STATUS_CASE
@@ -33,8 +33,8 @@ dpcr_status dpcr_check_size(const char *name, int64_t a, int64_t b, int64_t c) {
     int64_t bytes = 64; /* 8 an element, and room for sums of a few such arrays */
     const bool overflow = __builtin_mul_overflow(bytes, a, &bytes) || __builtin_mul_overflow(bytes, b, &bytes)
                           || __builtin_mul_overflow(bytes, c, &bytes);
-    REQUIRE(!overflow, "%s: %lld x %lld x %lld elements do not fit 64-bit sizes", name, (long long)a, (long long)b,
-            (long long)c);
+    REQUIRE(!overflow, "%s: %lld x %lld x %lld elements do not fit 64-bit sizes", name, (long long)a,
+            (long long)b, (long long)c);
     return DPCR_OK;
 }
 
@@ -49,6 +49,7 @@ dpcr_status dpcr_check_workspace(dpcr_buffer workspace, size_t needed) {
     REQUIRE((uintptr_t)workspace.data % DPCR_ALIGNMENT == 0, "workspace.data is not aligned to %d bytes",
             DPCR_ALIGNMENT);
     if (workspace.bytes < needed)
-        return dpcr_fail(DPCR_SMALL_WORKSPACE, "workspace.bytes is %zu, %zu are needed", workspace.bytes, needed);
+        return dpcr_fail(DPCR_SMALL_WORKSPACE, "workspace.bytes is %zu, %zu are needed", workspace.bytes,
+                         needed);
     return DPCR_OK;
 }

@@ -61,7 +61,8 @@ INLINE void FN(act_value)(const dpcr_activation kind, struct FN(act) act, VEC u,
 }
 
 /* Whole vectors, then the rest through a padded one: an element's bits do not depend on its place. */
-INLINE void FN(map)(const dpcr_activation kind, struct FN(act) act, int64_t count, const REAL *u, REAL *y, REAL *d) {
+INLINE void FN(map)(const dpcr_activation kind, struct FN(act) act, int64_t count, const REAL *u, REAL *y,
+                    REAL *d) {
     VEC value = {0}, slope = {0};
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
@@ -77,8 +78,8 @@ INLINE void FN(map)(const dpcr_activation kind, struct FN(act) act, int64_t coun
     if (d) memcpy(d + i, &slope, (size_t)(count - i) * sizeof(REAL));
 }
 
-INLINE void FN(map_wanted)(const dpcr_activation kind, struct FN(act) act, int64_t count, const REAL *u, REAL *y,
-                           REAL *d) {
+INLINE void FN(map_wanted)(const dpcr_activation kind, struct FN(act) act, int64_t count, const REAL *u,
+                           REAL *y, REAL *d) {
     if (y && d)
         FN(map)(kind, act, count, u, y, d);
     else if (y)
@@ -88,8 +89,8 @@ INLINE void FN(map_wanted)(const dpcr_activation kind, struct FN(act) act, int64
 }
 
 /* u (count) -> y = act(u), d = act'(u); one of them may be NULL, either may be u itself */
-static void FN(activation)(dpcr_activation kind, const double parameter[2], int64_t count, const REAL *u, REAL *y,
-                           REAL *d) {
+static void FN(activation)(dpcr_activation kind, const double parameter[2], int64_t count, const REAL *u,
+                           REAL *y, REAL *d) {
     const struct FN(act) act = {(REAL)parameter[0], (REAL)parameter[1]};
     switch (kind) {
     case DPCR_LINEAR: FN(map_wanted)(DPCR_LINEAR, act, count, u, y, d); break;
@@ -106,8 +107,8 @@ static void FN(activation)(dpcr_activation kind, const double parameter[2], int6
     }
 }
 
-static void FN(activate)(dpcr_activation kind, const double parameter[2], int64_t count, const void *u, void *y,
-                         void *d) {
+static void FN(activate)(dpcr_activation kind, const double parameter[2], int64_t count, const void *u,
+                         void *y, void *d) {
     FN(activation)(kind, parameter, count, u, y, d);
 }
 
@@ -119,6 +120,8 @@ static bool FN(slope_from_value)(dpcr_activation kind) {
 /* y = act(u) (count) -> d = act'(u), for those kinds; d may be y */
 static void FN(slope_of_value)(dpcr_activation kind, int64_t count, const REAL *y, REAL *d) {
     for (int64_t i = 0; i < count; i++)
-        d[i] = kind == DPCR_TANH ? 1 - y[i] * y[i] : kind == DPCR_SIGMOID ? y[i] * (1 - y[i])
-               : kind == DPCR_RELU ? (y[i] <= 0 ? (REAL)0 : (REAL)1) : (REAL)1;
+        d[i] = kind == DPCR_TANH      ? 1 - y[i] * y[i]
+               : kind == DPCR_SIGMOID ? y[i] * (1 - y[i])
+               : kind == DPCR_RELU    ? (y[i] <= 0 ? (REAL)0 : (REAL)1)
+                                      : (REAL)1;
 }

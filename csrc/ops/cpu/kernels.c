@@ -34,8 +34,8 @@
 #include "ops/cpu/passes.inl"
 #include "pcr/cpu/end_dtype.h"
 
-#define KERNELS(dtype)                                                                             \
-    {tile_##dtype,       propagate_scratch_##dtype, propagate_##dtype, pullback_scratch_##dtype,   \
+#define KERNELS(dtype)                                                                           \
+    {tile_##dtype,       propagate_scratch_##dtype, propagate_##dtype, pullback_scratch_##dtype, \
      saved_size_##dtype, pullback_##dtype,          gradient_##dtype,  activate_##dtype}
 
 const struct chain_kernels LEVEL(dpcr_chain)[2] = {KERNELS(f32), KERNELS(f64)};

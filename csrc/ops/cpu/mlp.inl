@@ -17,7 +17,8 @@ static int64_t FN(mlp_tangent_rows)(const dpcr_chain *chain) {
     return chain->w;
 }
 
-static void FN(mlp_forward)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *z, REAL *next, REAL *scratch) {
+static void FN(mlp_forward)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *z, REAL *next,
+                            REAL *scratch) {
     (void)scratch;
     const int64_t w = chain->w;
     FN(linear)(w, n, w, FN(parameter)(chain, DPCR_W1, l), z, FN(parameter)(chain, DPCR_B1, l), next);
@@ -44,7 +45,7 @@ static int64_t FN(mlp_saved_size)(const dpcr_chain *chain) {
     return chain->w;
 }
 
-static void FN(mlp_pullback)(const dpcr_chain *chain, const struct FN(step_back) *back) {
+static void FN(mlp_pullback)(const dpcr_chain *chain, const struct FN(step_back) * back) {
     const int64_t w = chain->w, n = back->n;
     const REAL *W = FN(parameter)(chain, DPCR_W1, back->l);
     REAL *D = back->scratch, *z = back->scratch + w * n;
@@ -61,7 +62,8 @@ static void FN(mlp_pullback)(const dpcr_chain *chain, const struct FN(step_back)
     FN(linear_transposed)(w, n, w, W, D, back->g);
 }
 
-static void FN(mlp_gradient)(const struct pullback_pass *pass, int64_t l, const REAL *saved, const REAL *before) {
+static void FN(mlp_gradient)(const struct pullback_pass *pass, int64_t l, const REAL *saved,
+                             const REAL *before) {
     const int64_t w = pass->chain->w, B = pass->chain->B;
     REAL *gW = FN(gradient_of)(pass, DPCR_W1, l), *gb = FN(gradient_of)(pass, DPCR_B1, l);
     if (gW) FN(sum_outer)(w, w, B, saved, w, before, w, gW);

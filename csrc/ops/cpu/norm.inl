@@ -49,8 +49,8 @@ static void FN(affine)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL
 
 /* v (w,lanes) <- rstd (v - mean(v) - xhat mean(xhat v)); xhat (w,n), rstd (n), broadcast along the
  * lanes where n = 1; sums: 2 lanes */
-static void FN(project)(const dpcr_chain *chain, int64_t n, int64_t lanes, const REAL *xhat, const REAL *rstd, REAL *v,
-                        REAL *sums) {
+static void FN(project)(const dpcr_chain *chain, int64_t n, int64_t lanes, const REAL *xhat, const REAL *rstd,
+                        REAL *v, REAL *sums) {
     const int64_t w = chain->w, step = n > 1;
     const REAL share = 1 / (REAL)w;
     REAL *mean = sums, *along = sums + lanes;
@@ -61,5 +61,6 @@ static void FN(project)(const dpcr_chain *chain, int64_t n, int64_t lanes, const
     for (int64_t i = 0; i < w; i++)
         for (int64_t j = 0; j < lanes; j++)
             v[i * lanes + j] =
-                rstd[j * step] * (v[i * lanes + j] - mean[j] * share - xhat[i * n + j * step] * (along[j] * share));
+                rstd[j * step]
+                * (v[i * lanes + j] - mean[j] * share - xhat[i * n + j * step] * (along[j] * share));
 }

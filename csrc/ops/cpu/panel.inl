@@ -5,7 +5,8 @@
  */
 
 /* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) = W X + bias */
-static void FN(linear)(int64_t m, int64_t n, int64_t k, const REAL *W, const REAL *X, const REAL *bias, REAL *Y) {
+static void FN(linear)(int64_t m, int64_t n, int64_t k, const REAL *W, const REAL *X, const REAL *bias,
+                       REAL *Y) {
     const struct FN(matrix) matrix = {W, k, 1};
     if (n == 1)
         FN(matvec)(m, k, &matrix, X, bias, Y);
@@ -30,7 +31,8 @@ static void FN(load_tile)(int64_t w, int64_t count, int64_t n, const REAL *rows,
 }
 
 /* stride: elements from one sample's row to the next */
-static void FN(store_tile)(int64_t w, int64_t count, int64_t n, const REAL *panel, REAL *rows, int64_t stride) {
+static void FN(store_tile)(int64_t w, int64_t count, int64_t n, const REAL *panel, REAL *rows,
+                           int64_t stride) {
     if (n == 1 && panel != rows)
         memcpy(rows, panel, (size_t)w * sizeof(REAL));
     else if (n > 1)
@@ -59,7 +61,8 @@ static REAL *FN(gradient_of)(const struct pullback_pass *pass, dpcr_parameter wh
 
 /* W (m,k), V (k,lanes) -> out (m,lanes) = W V; always a panel, also for one sample's tangents */
 static void FN(product)(int64_t m, int64_t lanes, int64_t k, const REAL *W, const REAL *V, REAL *out) {
-    FN(panel_product)(m, lanes, k, &(struct FN(matrix)){W, k, 1}, &(struct FN(panel)){V, lanes}, NULL, out, lanes);
+    FN(panel_product)(m, lanes, k, &(struct FN(matrix)){W, k, 1}, &(struct FN(panel)){V, lanes}, NULL, out,
+                      lanes);
 }
 
 /* D (w,n) times V (w,lanes), D broadcast along the lanes where n = 1 */
@@ -72,8 +75,8 @@ static void FN(scale_panel)(int64_t w, int64_t n, int64_t lanes, const REAL *D, 
 }
 
 /* G rows (count, gs), X rows (count, xs) -> out (m,k) = sum of the outer products g x^T */
-static void FN(sum_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, int64_t gs, const REAL *X, int64_t xs,
-                          REAL *out) {
+static void FN(sum_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, int64_t gs, const REAL *X,
+                          int64_t xs, REAL *out) {
     FN(panel_product)(m, k, count, &(struct FN(matrix)){G, 1, gs}, &(struct FN(panel)){X, xs}, NULL, out, k);
 }
 
@@ -111,7 +114,7 @@ struct FN(step_kind) {
     /* also tangents <- J_l(z) tangents; scratch: scratch_rows of n, then tangent_rows of tangent lanes */
     void (*tangent)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *z, REAL *next,
                     struct FN(tangents) tangents, REAL *scratch);
-    void (*pullback)(const dpcr_chain *chain, const struct FN(step_back) *back);
+    void (*pullback)(const dpcr_chain *chain, const struct FN(step_back) * back);
     /* Elements per sample that pullback keeps for gradient. */
     int64_t (*saved_size)(const dpcr_chain *chain);
     /* saved rows (B,saved_size), before rows (B,w) -> the wanted parameter gradients of step l */

@@ -7,8 +7,9 @@
  * so neither the number of threads nor who runs a task changes a bit.
  */
 
-static const struct FN(step_kind) *FN(kind_of)(const dpcr_chain *chain) {
-    static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {[DPCR_MLP] = &FN(mlp), [DPCR_RESIDUAL] = &FN(residual)};
+static const struct FN(step_kind) * FN(kind_of)(const dpcr_chain *chain) {
+    static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {[DPCR_MLP] = &FN(mlp),
+                                                                  [DPCR_RESIDUAL] = &FN(residual)};
     return kinds[chain->step];
 }
 
@@ -25,7 +26,8 @@ static size_t FN(bytes)(int64_t elements) {
 
 /* Operations of one pass over the chain, per sample. */
 static double FN(step_work)(const dpcr_chain *chain) {
-    return (chain->step == DPCR_MLP ? 2.0 : 4.0) * (double)chain->w * (double)chain->h + 40.0 * (double)chain->h;
+    return (chain->step == DPCR_MLP ? 2.0 : 4.0) * (double)chain->w * (double)chain->h
+           + 40.0 * (double)chain->h;
 }
 
 static REAL *FN(row)(const void *rows, int64_t index, int64_t s, const dpcr_chain *chain) {
@@ -88,21 +90,25 @@ static void FN(propagate_task)(const void *argument, int64_t task, void *memory)
             kind->tangent(chain, l, n, z, next, Q, scratch);
         else
             kind->forward(chain, l, n, z, next, scratch);
-        if (pass->arrays.states) FN(store_tile)(w, count, n, next, FN(row)(pass->arrays.states, l, s0, chain), w);
+        if (pass->arrays.states)
+            FN(store_tile)(w, count, n, next, FN(row)(pass->arrays.states, l, s0, chain), w);
         REAL *swap = z;
         z = next, next = swap;
     }
     FN(store_tile)(w, count, n, z, FN(row)(pass->arrays.ends, k, s0, chain), w);
-    if (tangents) FN(store_tangents)(w, n, count, Q, (REAL *)pass->arrays.tangents + (k * chain->B + s0) * w * w);
+    if (tangents)
+        FN(store_tangents)(w, n, count, Q, (REAL *)pass->arrays.tangents + (k * chain->B + s0) * w * w);
 }
 
 static void FN(propagate)(const struct propagate_pass *pass) {
     const dpcr_chain *chain = pass->chain;
     const double columns = pass->arrays.tangents ? (double)chain->w + 1 : 1;
-    const struct tasks tasks = {.run = FN(propagate_task), .pass = pass,
+    const struct tasks tasks = {.run = FN(propagate_task),
+                                .pass = pass,
                                 .count = pass->S * dpcr_ceil_div(chain->B, FN(tile)(chain)),
                                 .work = (double)chain->L * (double)chain->B * columns * FN(step_work)(chain),
-                                .scratch = pass->scratch, .scratch_bytes = pass->scratch_bytes};
+                                .scratch = pass->scratch,
+                                .scratch_bytes = pass->scratch_bytes};
     dpcr_run_tasks(pass->exec, &tasks);
 }
 
@@ -119,14 +125,16 @@ static int64_t FN(saved_size)(const dpcr_chain *chain) {
 
 /* rows (B,w) of z_{l-1} */
 static const REAL *FN(before)(const struct pullback_pass *pass, int64_t l, int64_t s) {
-    return l == 0 ? FN(row)(pass->arrays->z0, 0, s, pass->chain) : FN(row)(pass->arrays->states, l - 1, s, pass->chain);
+    return l == 0 ? FN(row)(pass->arrays->z0, 0, s, pass->chain)
+                  : FN(row)(pass->arrays->states, l - 1, s, pass->chain);
 }
 
 static void FN(pullback_task)(const void *argument, int64_t task, void *memory) {
     const struct pullback_pass *pass = argument;
     const dpcr_chain *chain = pass->chain;
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
-    const int64_t w = chain->w, tile = FN(tile)(chain), s0 = task * tile, count = dpcr_min(tile, chain->B - s0);
+    const int64_t w = chain->w, tile = FN(tile)(chain), s0 = task * tile,
+                  count = dpcr_min(tile, chain->B - s0);
     const int64_t n = FN(lanes_of)(tile, count);
     struct arena arena = {memory, 0};
     REAL *g = dpcr_take(&arena, FN(bytes)(w * n)), *adjoint = FN(row)(pass->adjoint, 0, s0, chain);
@@ -136,7 +144,8 @@ static void FN(pullback_task)(const void *argument, int64_t task, void *memory) 
         back.l = l;
         back.before = FN(before)(pass, l, s0);
         back.after = FN(row)(pass->arrays->states, l, s0, chain);
-        if (pass->saved) back.saved = (REAL *)pass->saved + ((l - pass->first) * chain->B + s0) * pass->saved_size;
+        if (pass->saved)
+            back.saved = (REAL *)pass->saved + ((l - pass->first) * chain->B + s0) * pass->saved_size;
         if (pass->arrays->gstates) FN(add_tile)(w, count, n, FN(row)(pass->arrays->gstates, l, s0, chain), g);
         kind->pullback(chain, &back);
     }
@@ -145,9 +154,13 @@ static void FN(pullback_task)(const void *argument, int64_t task, void *memory) 
 
 static void FN(pullback)(const struct pullback_pass *pass) {
     const dpcr_chain *chain = pass->chain;
-    const struct tasks tasks = {.run = FN(pullback_task), .pass = pass, .count = dpcr_ceil_div(chain->B, FN(tile)(chain)),
-                                .work = 2.0 * (double)(pass->last - pass->first) * (double)chain->B * FN(step_work)(chain),
-                                .scratch = pass->scratch, .scratch_bytes = pass->scratch_bytes};
+    const struct tasks tasks = {.run = FN(pullback_task),
+                                .pass = pass,
+                                .count = dpcr_ceil_div(chain->B, FN(tile)(chain)),
+                                .work = 2.0 * (double)(pass->last - pass->first) * (double)chain->B
+                                        * FN(step_work)(chain),
+                                .scratch = pass->scratch,
+                                .scratch_bytes = pass->scratch_bytes};
     dpcr_run_tasks(pass->exec, &tasks);
 }
 
@@ -155,12 +168,16 @@ static void FN(gradient_task)(const void *argument, int64_t task, void *memory) 
     (void)memory;
     const struct pullback_pass *pass = argument;
     const REAL *saved = (const REAL *)pass->saved + task * pass->chain->B * pass->saved_size;
-    FN(kind_of)(pass->chain)->gradient(pass, pass->first + task, saved, FN(before)(pass, pass->first + task, 0));
+    FN(kind_of)(pass->chain)
+        ->gradient(pass, pass->first + task, saved, FN(before)(pass, pass->first + task, 0));
 }
 
 static void FN(gradient)(const struct pullback_pass *pass) {
     const dpcr_chain *chain = pass->chain;
-    const struct tasks tasks = {.run = FN(gradient_task), .pass = pass, .count = pass->last - pass->first,
-                                .work = (double)(pass->last - pass->first) * (double)chain->B * FN(step_work)(chain)};
+    const struct tasks tasks = {.run = FN(gradient_task),
+                                .pass = pass,
+                                .count = pass->last - pass->first,
+                                .work = (double)(pass->last - pass->first) * (double)chain->B
+                                        * FN(step_work)(chain)};
     dpcr_run_tasks(pass->exec, &tasks);
 }

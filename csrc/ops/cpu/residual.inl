@@ -37,21 +37,23 @@ static int64_t FN(residual_tangent_rows)(const dpcr_chain *chain) {
 
 /* z -> y, u (and xhat, rstd) */
 static void FN(residual_inner)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *z,
-                               struct FN(residual_panels) *p) {
+                               struct FN(residual_panels) * p) {
     const REAL *y = z;
     if (chain->norm != DPCR_NO_NORM) {
         FN(standardise)(chain, n, z, p->xhat, p->rstd);
         FN(affine)(chain, l, n, p->xhat, p->y);
         y = p->y;
     }
-    FN(linear)(chain->h, n, chain->w, FN(parameter)(chain, DPCR_W1, l), y, FN(parameter)(chain, DPCR_B1, l), p->u);
+    FN(linear)(chain->h, n, chain->w, FN(parameter)(chain, DPCR_W1, l), y, FN(parameter)(chain, DPCR_B1, l),
+               p->u);
 }
 
 /* next = z + s (W2 a + b2) */
 static void FN(residual_outer)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *z, const REAL *a,
                                REAL *next) {
     const REAL scale = (REAL)chain->scale;
-    FN(linear)(chain->w, n, chain->h, FN(parameter)(chain, DPCR_W2, l), a, FN(parameter)(chain, DPCR_B2, l), next);
+    FN(linear)(chain->w, n, chain->h, FN(parameter)(chain, DPCR_W2, l), a, FN(parameter)(chain, DPCR_B2, l),
+               next);
     for (int64_t i = 0; i < chain->w * n; i++) next[i] = z[i] + scale * next[i];
 }
 
@@ -69,7 +71,8 @@ static void FN(residual_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, 
     const REAL *W1 = FN(parameter)(chain, DPCR_W1, l), *W2 = FN(parameter)(chain, DPCR_W2, l);
     const REAL *gamma = FN(parameter)(chain, DPCR_GAMMA, l), scale = (REAL)chain->scale;
     struct FN(residual_panels) p = FN(residual_carve)(chain, n, scratch);
-    REAL *outer = scratch + FN(residual_scratch_rows)(chain) * n, *inner = outer + size, *sums = inner + h * lanes;
+    REAL *outer = scratch + FN(residual_scratch_rows)(chain) * n, *inner = outer + size,
+         *sums = inner + h * lanes;
     FN(residual_inner)(chain, l, n, z, &p);
     FN(activation)(chain->activation, chain->activation_parameter, h * n, p.u, NULL, p.slope);
     FN(activation)(chain->activation, chain->activation_parameter, h * n, p.u, p.u, NULL);
@@ -93,8 +96,8 @@ static int64_t FN(residual_saved_size)(const dpcr_chain *chain) {
     return (chain->norm == DPCR_NO_NORM ? 1 : 4) * chain->w + 2 * chain->h;
 }
 
-static void FN(residual_save)(const dpcr_chain *chain, const struct FN(step_back) *back,
-                              const struct FN(residual_panels) *p) {
+static void FN(residual_save)(const dpcr_chain *chain, const struct FN(step_back) * back,
+                              const struct FN(residual_panels) * p) {
     const int64_t w = chain->w, h = chain->h, n = back->n, count = back->count;
     const int64_t stride = FN(residual_saved_size)(chain);
     REAL *rows = back->saved;
@@ -108,7 +111,7 @@ static void FN(residual_save)(const dpcr_chain *chain, const struct FN(step_back
     FN(store_tile)(w, count, n, p->y, rows + 2 * w, stride);
 }
 
-static void FN(residual_pullback)(const dpcr_chain *chain, const struct FN(step_back) *back) {
+static void FN(residual_pullback)(const dpcr_chain *chain, const struct FN(step_back) * back) {
     const int64_t w = chain->w, h = chain->h, n = back->n, l = back->l;
     const REAL scale = (REAL)chain->scale, *gamma = FN(parameter)(chain, DPCR_GAMMA, l);
     struct FN(residual_panels) p = FN(residual_carve)(chain, n, back->scratch);
@@ -128,11 +131,13 @@ static void FN(residual_pullback)(const dpcr_chain *chain, const struct FN(step_
     for (int64_t i = 0; i < w * n; i++) back->g[i] += p.gy[i];
 }
 
-static void FN(residual_gradient)(const struct pullback_pass *pass, int64_t l, const REAL *saved, const REAL *before) {
+static void FN(residual_gradient)(const struct pullback_pass *pass, int64_t l, const REAL *saved,
+                                  const REAL *before) {
     const int64_t w = pass->chain->w, h = pass->chain->h, B = pass->chain->B;
     const int64_t stride = FN(residual_saved_size)(pass->chain);
     const bool norm = pass->chain->norm != DPCR_NO_NORM;
-    const REAL *gv = saved, *gu = gv + w, *a = gu + h, *gy = a + h, *xhat = gy + w, *y = norm ? xhat + w : before;
+    const REAL *gv = saved, *gu = gv + w, *a = gu + h, *gy = a + h, *xhat = gy + w,
+               *y = norm ? xhat + w : before;
     REAL *gW1 = FN(gradient_of)(pass, DPCR_W1, l), *gb1 = FN(gradient_of)(pass, DPCR_B1, l);
     REAL *gW2 = FN(gradient_of)(pass, DPCR_W2, l), *gb2 = FN(gradient_of)(pass, DPCR_B2, l);
     REAL *ggamma = FN(gradient_of)(pass, DPCR_GAMMA, l), *gbeta = FN(gradient_of)(pass, DPCR_BETA, l);

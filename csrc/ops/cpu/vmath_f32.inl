@@ -30,7 +30,8 @@ INLINE VEC FN(power_of_two)(FN(mask) n) {
 
 /* e^x = 2^n e^r, |r| <= ln(2)/2, e^r = 1 + r + r^2 P(r).  Two factors of 2^n reach denormals and inf. */
 INLINE VEC FN(vexp)(VEC x) {
-    static const REAL P[] = {5.000000095e-01f, 1.666651884e-01f, 4.166620583e-02f, 8.368889558e-03f, 1.395048916e-03f};
+    static const REAL P[] = {5.000000095e-01f, 1.666651884e-01f, 4.166620583e-02f, 8.368889558e-03f,
+                             1.395048916e-03f};
     const REAL magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     VEC s = FN(select)(x == x, x, (VEC){0});
     s = FN(select)(s > 89.0f, FN(splat)(89.0f), s);
@@ -51,7 +52,8 @@ INLINE VEC FN(vexpm1)(VEC x) {
 
 /* x + x^3 P(x^2) below 0.625, else 1 - 2 / (e^2x + 1) */
 INLINE VEC FN(vtanh)(VEC x) {
-    static const REAL P[] = {-3.333328392e-01f, 1.333149125e-01f, -5.374349526e-02f, 2.065057899e-02f, -5.717036547e-03f};
+    static const REAL P[] = {-3.333328392e-01f, 1.333149125e-01f, -5.374349526e-02f, 2.065057899e-02f,
+                             -5.717036547e-03f};
     const VEC a = FN(vabs)(x), q = a * a;
     const VEC small = a + a * q * FN(polynomial)(4, P, q);
     const VEC large = 1 - 2 / (FN(vexp)(2 * a) + 1);
@@ -68,7 +70,7 @@ INLINE VEC FN(vsigmoid)(VEC x) {
 INLINE VEC FN(verf)(VEC x) {
     static const REAL P[] = {1.128379166e+00f, -3.761262714e-01f, 1.128360018e-01f, -2.685444459e-02f,
                              5.189535339e-03f, -8.020841275e-04f, 7.889119513e-05f};
-    static const REAL Q[] = {1.880359223e-04f,  -1.129578406e+00f, -6.332199247e-01f, -1.084185470e-01f,
+    static const REAL Q[] = {1.880359223e-04f, -1.129578406e+00f, -6.332199247e-01f, -1.084185470e-01f,
                              2.520823964e-02f, -4.204556192e-03f, 4.413353486e-04f,  -2.168677171e-05f};
     VEC a = FN(vabs)(x);
     a = FN(select)(a > 4.0f, FN(splat)(4.0f), a);
@@ -78,7 +80,8 @@ INLINE VEC FN(verf)(VEC x) {
 
 /* log(1 + e^x) = max(x, 0) + log(1 + t), t = e^-|x|; log(1 + t) = 2 artanh(s), s = t / (2 + t) <= 1/3 */
 INLINE VEC FN(vsoftplus)(VEC x) {
-    static const REAL P[] = {3.333333781e-01f, 1.999943887e-01f, 1.430844245e-01f, 1.071382844e-01f, 1.215046905e-01f};
+    static const REAL P[] = {3.333333781e-01f, 1.999943887e-01f, 1.430844245e-01f, 1.071382844e-01f,
+                             1.215046905e-01f};
     const VEC t = FN(vexp)(-FN(vabs)(x)), s = t / (2 + t), q = s * s;
     const VEC log1p = 2 * (s + s * q * FN(polynomial)(4, P, q));
     return FN(select)(x > 0, x, (VEC){0}) + FN(select)(x == x, log1p, x);

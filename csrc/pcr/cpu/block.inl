@@ -23,7 +23,8 @@ static struct FN(block) FN(block_at)(const struct block_view *view, int64_t j, i
 }
 
 static struct FN(rows) FN(rows_at)(const struct vector_view *view, int64_t j, int64_t s) {
-    return (struct FN(rows)){(REAL *)view->data + view->first + j * view->step + s * view->sample, view->sample};
+    return (struct FN(rows)){(REAL *)view->data + view->first + j * view->step + s * view->sample,
+                             view->sample};
 }
 
 static REAL *FN(offset_at)(const struct walk *walk, int buffer, int64_t k, int64_t s) {
@@ -43,7 +44,8 @@ static struct FN(block) FN(map_block)(const struct walk *walk, int buffer, int64
 /* ---- x' = M x + b for a group of n samples -------------------------------------------------- */
 
 /* y_i = a x_i + b_i over count elements, a = a[i * stride]; b NULL: zero */
-static void FN(scale_add)(int64_t count, const REAL *a, int64_t stride, const REAL *x, const REAL *b, REAL *y) {
+static void FN(scale_add)(int64_t count, const REAL *a, int64_t stride, const REAL *x, const REAL *b,
+                          REAL *y) {
     if (stride == 0 && b)
         for (int64_t i = 0; i < count; i++) y[i] = a[0] * x[i] + b[i];
     else if (stride == 0)
@@ -65,11 +67,12 @@ static void FN(apply_elementwise)(const struct walk *walk, int64_t n, struct FN(
         FN(scale_add)(n * w, A.M.data, 1, x.data, b.data, y.data);
     else
         for (int64_t s = 0; s < n; s++)
-            FN(scale_add)(w, A.M.data + s * A.sample, stride, x.data + s * x.sample, b.data ? b.data + s * b.sample : NULL,
-                          y.data + s * y.sample);
+            FN(scale_add)(w, A.M.data + s * A.sample, stride, x.data + s * x.sample,
+                          b.data ? b.data + s * b.sample : NULL, y.data + s * y.sample);
 }
 
-static void FN(apply_identity)(int64_t w, int64_t n, struct FN(rows) x, struct FN(rows) b, struct FN(rows) y) {
+static void FN(apply_identity)(int64_t w, int64_t n, struct FN(rows) x, struct FN(rows) b,
+                               struct FN(rows) y) {
     for (int64_t s = 0; s < n; s++)
         for (int64_t i = 0; i < w; i++)
             y.data[s * y.sample + i] =
@@ -88,8 +91,8 @@ static void FN(apply_panel)(const struct walk *walk, int64_t n, struct FN(block)
             y.data[s * y.sample + i] = b.data ? Y[i * ld + s] + b.data[s * b.sample + i] : Y[i * ld + s];
 }
 
-static void FN(apply)(const struct walk *walk, int64_t n, struct FN(block) A, struct FN(rows) x, struct FN(rows) b,
-                      struct FN(rows) y, REAL *scratch) {
+static void FN(apply)(const struct walk *walk, int64_t n, struct FN(block) A, struct FN(rows) x,
+                      struct FN(rows) b, struct FN(rows) y, REAL *scratch) {
     const int64_t w = walk->w;
     if (walk->block == DPCR_IDENTITY)
         FN(apply_identity)(w, n, x, b, y);
@@ -99,8 +102,8 @@ static void FN(apply)(const struct walk *walk, int64_t n, struct FN(block) A, st
         FN(apply_panel)(walk, n, A, x, b, y, scratch);
     else
         for (int64_t s = 0; s < n; s++)
-            FN(matvec)(w, w, &(struct FN(matrix)){A.M.data + s * A.sample, A.M.row, A.M.column}, x.data + s * x.sample,
-                       b.data ? b.data + s * b.sample : NULL, y.data + s * y.sample);
+            FN(matvec)(w, w, &(struct FN(matrix)){A.M.data + s * A.sample, A.M.row, A.M.column},
+                       x.data + s * x.sample, b.data ? b.data + s * b.sample : NULL, y.data + s * y.sample);
 }
 
 static void FN(copy_rows)(int64_t w, int64_t n, struct FN(rows) from, struct FN(rows) to) {

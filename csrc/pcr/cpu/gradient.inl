@@ -13,9 +13,11 @@ struct FN(gradient_pass) {
 static void FN(outer)(int64_t w, int64_t n, struct FN(rows) y, struct FN(rows) x, REAL *gA, int64_t row,
                       int64_t column) {
     if (column == 1)
-        FN(panel_product)(w, w, n, &(struct FN(matrix)){y.data, 1, y.sample}, &(struct FN(panel)){x.data, x.sample}, NULL, gA, row);
+        FN(panel_product)(w, w, n, &(struct FN(matrix)){y.data, 1, y.sample},
+                          &(struct FN(panel)){x.data, x.sample}, NULL, gA, row);
     else
-        FN(panel_product)(w, w, n, &(struct FN(matrix)){x.data, 1, x.sample}, &(struct FN(panel)){y.data, y.sample}, NULL, gA, column);
+        FN(panel_product)(w, w, n, &(struct FN(matrix)){x.data, 1, x.sample},
+                          &(struct FN(panel)){y.data, y.sample}, NULL, gA, column);
 }
 
 /* The sum over n samples of y * x, elementwise (diagonal, w elements) or all of it (scalar, one) -> gA */
@@ -61,7 +63,8 @@ static void FN(gradient_task)(const void *pass, int64_t j, void *scratch) {
 
 static void FN(gradient)(const struct walk *walk, struct block_view gradient) {
     const struct FN(gradient_pass) pass = {walk, gradient};
-    const struct tasks tasks = {.run = FN(gradient_task), .pass = &pass, .count = walk->L, .work = FN(walk_work)(walk)};
+    const struct tasks tasks = {
+        .run = FN(gradient_task), .pass = &pass, .count = walk->L, .work = FN(walk_work)(walk)};
     if (walk->block != DPCR_IDENTITY) dpcr_run_tasks(walk->exec, &tasks);
 }
 
@@ -71,7 +74,7 @@ static void FN(start_gradient)(const struct walk *walk, struct vector_view gradi
     for (int64_t s0 = 0; s0 < walk->B; s0 += group) {
         struct FN(block) A = FN(block_at)(&walk->M, 0, s0);
         A.M = (struct FN(matrix)){A.M.data, A.M.column, A.M.row};
-        FN(apply)(walk, dpcr_min(group, walk->B - s0), A, FN(rows_at)(&walk->b, 0, s0), (struct FN(rows)){NULL, walk->w},
-                  FN(rows_at)(&gradient, 0, s0), (REAL *)walk->scratch);
+        FN(apply)(walk, dpcr_min(group, walk->B - s0), A, FN(rows_at)(&walk->b, 0, s0),
+                  (struct FN(rows)){NULL, walk->w}, FN(rows_at)(&gradient, 0, s0), (REAL *)walk->scratch);
     }
 }

@@ -24,8 +24,9 @@ struct walk {
     dpcr_exec exec;
     dpcr_block block;
     int64_t L, B, w, S;
-    bool shared;  /* blocks serve all samples */
-    bool wide;    /* dense shared blocks act on panels of samples; set by the whole batch, so that tiling it changes no bit */
+    bool shared; /* blocks serve all samples */
+    bool
+        wide; /* dense shared blocks act on panels of samples; set by the whole batch, so that tiling it changes no bit */
     struct block_view M;
     struct vector_view b, x0, x; /* x0.data NULL: zero, M_0 is not read */
     double tolerance;            /* relative, of the check in repair */
@@ -66,6 +67,7 @@ static inline int64_t dpcr_map_size(dpcr_block block, int64_t w) {
 }
 
 /* [DPCR_F32], [DPCR_F64] of each level */
-extern const struct recurrence_kernels dpcr_recurrence_generic[2], dpcr_recurrence_v3[2], dpcr_recurrence_v4[2];
+extern const struct recurrence_kernels dpcr_recurrence_generic[2], dpcr_recurrence_v3[2],
+    dpcr_recurrence_v4[2];
 
 #endif

@@ -49,7 +49,10 @@ static void openmp_for(void *pool, int64_t count, dpcr_body body, void *argument
 }
 
 dpcr_exec dpcr_openmp(void) {
-    return (dpcr_exec){.device = dpcr_cpu_device(), .threads = omp_get_max_threads(), .parallel_for = openmp_for, .grain = kGrain};
+    return (dpcr_exec){.device = dpcr_cpu_device(),
+                       .threads = omp_get_max_threads(),
+                       .parallel_for = openmp_for,
+                       .grain = kGrain};
 }
 #else
 dpcr_exec dpcr_openmp(void) {

@@ -55,8 +55,8 @@ INLINE VEC FN(splat)(REAL a) {
 }
 
 /* R rows by C vectors of Y.  R and C are constants at every call, so acc lives in registers. */
-INLINE void FN(micro)(const int R, const int C, int64_t k, struct FN(matrix) W, struct FN(panel) X, const REAL *bias,
-                      REAL *Y, int64_t ldy) {
+INLINE void FN(micro)(const int R, const int C, int64_t k, struct FN(matrix) W, struct FN(panel) X,
+                      const REAL *bias, REAL *Y, int64_t ldy) {
     VEC acc[8][2];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) acc[r][c] = FN(splat)(bias ? bias[r] : 0);
@@ -85,8 +85,8 @@ INLINE void FN(micro_rows)(const int C, int64_t m, int64_t k, struct FN(matrix) 
 }
 
 /* The same for fewer lanes than a vector has: copied to whole vectors and back. */
-static void FN(micro_tail)(int64_t n, int64_t m, int64_t k, struct FN(matrix) W, struct FN(panel) X, const REAL *bias,
-                           REAL *Y, int64_t ldy) {
+static void FN(micro_tail)(int64_t n, int64_t m, int64_t k, struct FN(matrix) W, struct FN(panel) X,
+                           const REAL *bias, REAL *Y, int64_t ldy) {
     for (int64_t r = 0; r < m; r++) {
         VEC acc = FN(splat)(bias ? bias[r] : 0);
         for (int64_t i = 0; i < k; i++) {
@@ -120,13 +120,15 @@ static bool FN(small_square)(int64_t w, struct FN(matrix) W, struct FN(panel) X,
 }
 
 /* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) rows of ldy */
-MAYBE_UNUSED static void FN(panel_product)(int64_t m, int64_t n, int64_t k, const struct FN(matrix) *matrix,
-                                           const struct FN(panel) *panel, const REAL *bias, REAL *Y, int64_t ldy) {
+MAYBE_UNUSED static void FN(panel_product)(int64_t m, int64_t n, int64_t k, const struct FN(matrix) * matrix,
+                                           const struct FN(panel) * panel, const REAL *bias, REAL *Y,
+                                           int64_t ldy) {
     const struct FN(matrix) W = *matrix;
     const struct FN(panel) X = *panel;
     if (m == n && n == k && !bias && FN(small_square)(k, W, X, Y, ldy)) return;
     int64_t j = 0;
-    for (; j + 2 * LANES <= n; j += 2 * LANES) FN(micro_rows)(2, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
+    for (; j + 2 * LANES <= n; j += 2 * LANES)
+        FN(micro_rows)(2, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
     for (; j + LANES <= n; j += LANES) FN(micro_rows)(1, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
     if (j < n) FN(micro_tail)(n - j, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
 }
@@ -180,7 +182,8 @@ INLINE VEC FN(combine_columns)(int64_t k, const REAL *W, int64_t cs, const REAL 
 }
 
 /* 8 LANES outputs at once: 8 chains of their own, and whole stretches of each row of W^T for the prefetcher */
-INLINE void FN(combine_wide_columns)(int64_t k, const REAL *W, int64_t cs, const REAL *x, const REAL *b, REAL *y) {
+INLINE void FN(combine_wide_columns)(int64_t k, const REAL *W, int64_t cs, const REAL *x, const REAL *b,
+                                     REAL *y) {
     VEC acc[8];
     for (int v = 0; v < 8; v++) acc[v] = b ? FN(load)(b + v * LANES) : (VEC){0};
     for (int64_t i = 0; i < k; i++)
@@ -190,8 +193,8 @@ INLINE void FN(combine_wide_columns)(int64_t k, const REAL *W, int64_t cs, const
 }
 
 /* W (m,k), a stride of which is 1; x (k), b (m) or NULL -> y (m), which may be b */
-MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const struct FN(matrix) *matrix, const REAL *x, const REAL *b,
-                                    REAL *y) {
+MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const struct FN(matrix) * matrix, const REAL *x,
+                                    const REAL *b, REAL *y) {
     const struct FN(matrix) W = *matrix;
     int64_t r = 0;
     for (; W.column != 1 && r + 8 * LANES <= m; r += 8 * LANES)

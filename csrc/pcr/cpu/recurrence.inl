@@ -39,8 +39,12 @@ static size_t FN(scratch)(const struct walk *walk) {
 /* Calls run for every group of samples of each of `outer` segments or steps. */
 static void FN(for_groups)(const struct walk *walk, void (*run)(const void *, int64_t, void *), int64_t outer,
                            double work, const void *pass) {
-    const struct tasks tasks = {.run = run, .pass = pass, .count = outer * dpcr_ceil_div(walk->B, FN(group)(walk)),
-                                .work = work, .scratch = walk->scratch, .scratch_bytes = FN(scratch)(walk)};
+    const struct tasks tasks = {.run = run,
+                                .pass = pass,
+                                .count = outer * dpcr_ceil_div(walk->B, FN(group)(walk)),
+                                .work = work,
+                                .scratch = walk->scratch,
+                                .scratch_bytes = FN(scratch)(walk)};
     dpcr_run_tasks(walk->exec, &tasks);
 }
 
@@ -100,7 +104,8 @@ static void FN(dense_map)(const struct walk *walk, int64_t k, int64_t s, int64_t
 }
 
 /* The same of n samples for diagonal and scalar blocks; one loop where the blocks of the samples are contiguous */
-static void FN(elementwise_maps)(const struct walk *walk, int64_t k, int64_t s0, int64_t n, int64_t first, int64_t last) {
+static void FN(elementwise_maps)(const struct walk *walk, int64_t k, int64_t s0, int64_t n, int64_t first,
+                                 int64_t last) {
     const int64_t size = dpcr_map_size(walk->block, walk->w);
     const bool packed = walk->M.sample == size;
     const int64_t count = packed ? n * size : size, times = packed ? 1 : n;
@@ -138,7 +143,8 @@ static void FN(reduce_task)(const void *pass, int64_t task, void *scratch) {
     const int64_t first = dpcr_edge(k, walk->L, walk->S), last = dpcr_edge(k + 1, walk->L, walk->S);
     const struct FN(rows) to = {FN(offset_at)(walk, 0, k, s0), walk->w};
     /* the walk writes into x, which is free until substitute; its end is the offset */
-    FN(walk_steps)(walk, first, last, s0, n, k == 0 ? FN(start)(walk, s0) : (struct FN(rows)){NULL, 0}, scratch);
+    FN(walk_steps)(walk, first, last, s0, n, k == 0 ? FN(start)(walk, s0) : (struct FN(rows)){NULL, 0},
+                   scratch);
     FN(copy_rows)(walk->w, n, FN(rows_at)(&walk->x, last - 1, s0), to);
     const int64_t maps = FN(own_maps)(walk, s0, n);
     if (k > 0)
@@ -171,7 +177,8 @@ static void FN(combine_task)(const void *pass, int64_t task, void *scratch) {
     const int from = walk->current, to = 1 - from;
     int64_t s0, n;
     const int64_t k = FN(task_group)(walk, task, &s0, &n);
-    const struct FN(rows) own = {FN(offset_at)(walk, from, k, s0), w}, next = {FN(offset_at)(walk, to, k, s0), w};
+    const struct FN(rows) own = {FN(offset_at)(walk, from, k, s0), w},
+                          next = {FN(offset_at)(walk, to, k, s0), w};
     if (k < d) { /* final since the last level: only there is it missing in the other buffer */
         if (k >= d / 2) FN(copy_rows)(w, n, own, next);
         return;
@@ -185,8 +192,8 @@ static void FN(combine_task)(const void *pass, int64_t task, void *scratch) {
     const REAL *left = FN(map_at)(walk, from, k, s0), *right = FN(map_at)(walk, from, k - d, s0);
     if (walk->block == DPCR_DENSE)
         for (int64_t s = 0; s < maps; s++)
-            FN(panel_product)(w, w, w, &(struct FN(matrix)){left + s * size, w, 1}, &(struct FN(panel)){right + s * size, w},
-                              NULL, map + s * size, w);
+            FN(panel_product)(w, w, w, &(struct FN(matrix)){left + s * size, w, 1},
+                              &(struct FN(panel)){right + s * size, w}, NULL, map + s * size, w);
     else
         for (int64_t i = 0; i < maps * size; i++) map[i] = left[i] * right[i];
 }
@@ -194,7 +201,8 @@ static void FN(combine_task)(const void *pass, int64_t task, void *scratch) {
 static void FN(combine)(const struct walk *walk, int64_t distance) {
     const struct FN(level) level = {walk, distance};
     const double maps = (double)dpcr_map_size(walk->block, walk->w);
-    const double work = 2.0 * (double)walk->S * (double)walk->B * maps * (walk->block == DPCR_DENSE ? (double)walk->w : 1);
+    const double work =
+        2.0 * (double)walk->S * (double)walk->B * maps * (walk->block == DPCR_DENSE ? (double)walk->w : 1);
     FN(for_groups)(walk, FN(combine_task), walk->S, work, &level);
 }
 
@@ -228,7 +236,8 @@ static void FN(substitute_task)(const void *pass, int64_t task, void *scratch) {
         k == 0 ? FN(start)(walk, s0) : (struct FN(rows)){FN(offset_at)(walk, walk->current, k - 1, s0), w};
     FN(walk_steps)(walk, first, last, s0, n, start, scratch);
     for (int64_t s = s0; s < s0 + n; s++) {
-        const REAL *end = FN(rows_at)(&walk->x, last - 1, s).data, *b = FN(rows_at)(&walk->b, last - 1, s).data;
+        const REAL *end = FN(rows_at)(&walk->x, last - 1, s).data,
+                   *b = FN(rows_at)(&walk->b, last - 1, s).data;
         walk->gap[k * walk->B + s] = FN(gap)(w, end, FN(offset_at)(walk, walk->current, k, s));
         walk->size[k * walk->B + s] = FN(largest)(w, end) + FN(largest)(w, b);
     }
@@ -250,7 +259,8 @@ struct FN(repair_pass) {
 static bool FN(agrees)(const struct walk *walk, int64_t s) {
     double scale = 0;
     for (int64_t k = 0; k < walk->S; k++) {
-        const double size = walk->size[k * walk->B + s], damped = scale * walk->damping[walk->shared ? k : k * walk->B + s];
+        const double size = walk->size[k * walk->B + s],
+                     damped = scale * walk->damping[walk->shared ? k : k * walk->B + s];
         scale = size > damped ? size : damped;
         if (!(walk->gap[k * walk->B + s] <= walk->tolerance * scale)) return false;
     }

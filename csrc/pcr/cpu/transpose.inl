@@ -8,7 +8,8 @@
 /* [a b] -> a0 b0 a1 b1 ... of their first or second halves */
 INLINE VEC FN(interleave)(const int second, VEC a, VEC b) {
     FN(mask) order;
-    for (INT i = 0; i < LANES; i++) order[i] = (i % 2 ? (INT)LANES : 0) + i / 2 + (second ? (INT)LANES / 2 : 0);
+    for (INT i = 0; i < LANES; i++)
+        order[i] = (i % 2 ? (INT)LANES : 0) + i / 2 + (second ? (INT)LANES / 2 : 0);
     return __builtin_shuffle(a, b, order);
 }
 
@@ -32,7 +33,8 @@ INLINE void FN(transpose_block)(const REAL *from, int64_t from_stride, REAL *to,
 }
 
 /* from (m,n) rows of from_stride -> to (n,m) rows of to_stride */
-static void FN(transpose)(int64_t m, int64_t n, const REAL *from, int64_t from_stride, REAL *to, int64_t to_stride) {
+static void FN(transpose)(int64_t m, int64_t n, const REAL *from, int64_t from_stride, REAL *to,
+                          int64_t to_stride) {
     const int64_t mv = m / LANES * LANES, nv = n / LANES * LANES;
     for (int64_t i = 0; i < mv; i += LANES)
         for (int64_t j = 0; j < nv; j += LANES)
@@ -42,10 +44,11 @@ static void FN(transpose)(int64_t m, int64_t n, const REAL *from, int64_t from_s
 }
 
 /* rows (count,w) with stride -> panel (w,ld), lanes count..ld-1 zero */
-MAYBE_UNUSED static void FN(load_panel)(int64_t w, int64_t count, const REAL *rows, int64_t stride, REAL *panel,
-                                        int64_t ld) {
+MAYBE_UNUSED static void FN(load_panel)(int64_t w, int64_t count, const REAL *rows, int64_t stride,
+                                        REAL *panel, int64_t ld) {
     FN(transpose)(count, w, rows, stride, panel, ld);
-    for (int64_t i = 0; count < ld && i < w; i++) memset(panel + i * ld + count, 0, (size_t)(ld - count) * sizeof(REAL));
+    for (int64_t i = 0; count < ld && i < w; i++)
+        memset(panel + i * ld + count, 0, (size_t)(ld - count) * sizeof(REAL));
 }
 
 /* the first count lanes of panel (w,ld) -> rows (count,w) with stride */
