@@ -1,0 +1,113 @@
+# Short commands for everything that a developer runs; the work is done by CMake presets, pip and pytest.
+#
+# All of it happens in $(VENV) and build/.  A Python (3.10+) and a C/C++ compiler must be there, the rest (CMake and
+# Ninja too) comes from PyPI.  An environment that has torch already keeps it; otherwise TORCH is installed first.
+PYTHON ?= python3
+VENV ?= .venv
+# What pip is told to install: a requirement, and options if need be.
+TORCH ?= torch==2.13.0
+# SAN=1: `make test` runs the C suite under sanitizers instead.
+SAN ?=
+# Arguments for the program that `make demo` or `make bench` runs, or for pytest.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help env build demo bench test test-c test-example test-python test-asan test-tsan lint format abi clean
+.DELETE_ON_ERROR:
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+py := $(VENV)/bin/python
+done := $(VENV)/.deeppcr
+# Directories too, so that a file that went away counts as a change.
+package_sources := CMakeLists.txt pyproject.toml LICENSE README.md \
+    $(shell find cmake csrc shim torch_deeppcr -name __pycache__ -prune -o -print)
+python_folders := torch_deeppcr tests examples benchmarks .ci
+c_files := $(shell find csrc shim tests/c examples -name '*.[ch]' -o -name '*.inl' -o -name '*.cpp')
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /    make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+# ---- environment ------------------------------------------------------------------------------------------
+
+$(done)/tools:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, PYTHON=$(PYTHON) is " + sys.version)'
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(done)
+	$(py) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' \
+	    || $(py) -m pip install $(TORCH)
+	$(py) -m pip install 'scikit-build-core>=0.10' 'cmake>=3.25' ninja
+	@touch $@
+
+$(done)/package: $(done)/tools $(package_sources)
+	CMAKE_ARGS=-DCMAKE_COMPILE_WARNING_AS_ERROR=ON $(py) -m pip install --no-build-isolation .
+	@touch $@
+
+# The extras of the package that is installed by now.
+$(done)/test $(done)/demo $(done)/lint: $(done)/%: pyproject.toml | $(done)/package
+	$(py) -m pip install 'torch-deeppcr[$*]'
+	@touch $@
+
+env: $(done)/tools $(done)/test $(done)/demo $(done)/lint ## the environment with everything that the targets below need
+
+build: $(done)/package ## build the package and install it into the environment
+
+# ---- use --------------------------------------------------------------------------------------------------
+
+demo: $(done)/package $(done)/demo ## train a ResNet of 1024 blocks on MNIST, against PyTorch; results in build/demo
+	$(py) examples/resnet1024/train.py --out build/demo $(ARGS)
+
+bench: $(done)/package $(done)/test ## verify, then time the chains against PyTorch; results in build/bench
+	$(py) benchmarks/chain_speed.py $(ARGS)
+
+# ---- tests ------------------------------------------------------------------------------------------------
+
+test: $(if $(SAN),test-asan test-tsan,test-c test-example test-python) ## all tests; with SAN=1 the C tests under sanitizers
+
+test-c: $(done)/tools
+	cmake --preset dev
+	cmake --build --preset dev
+	ctest --preset dev
+
+# The installed library, used as a stranger's project would: find_package, static and shared.
+test-example: test-c
+	rm -rf build/stage
+	cmake --install build/dev --prefix build/stage
+	for shared in OFF ON; do \
+	    cmake -G Ninja -S examples/recurrence -B build/example-$$shared -DBUILD_SHARED_LIBS=$$shared \
+	        -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(CURDIR)/build/stage \
+	    && cmake --build build/example-$$shared --clean-first && build/example-$$shared/recurrence || exit 1; \
+	done
+
+# The pytest program, not python -m pytest: that would import the source tree, which has no native library.
+test-python: $(done)/package $(done)/test
+	$(VENV)/bin/pytest $(ARGS)
+
+test-asan test-tsan: test-%: $(done)/tools
+	cmake --preset $*
+	cmake --build --preset $*
+	ctest --preset $*
+
+# ---- before a change goes in ------------------------------------------------------------------------------
+
+lint: $(done)/lint ## formatters, linters, types, layers
+	ruff check $(python_folders)
+	ruff format --check $(python_folders)
+	mypy
+	.ci/layers
+	clang-format --dry-run -Werror --ferror-limit=1 $(c_files)
+	cmake --preset lint >/dev/null
+	find csrc -name '*.c' | xargs -P 2 -n 1 clang-tidy --quiet -p build/lint
+
+format: $(done)/lint ## let the formatters rewrite the files
+	ruff check --fix $(python_folders)
+	ruff format $(python_folders)
+	clang-format -i $(c_files)
+
+abi: $(done)/lint ## build both products as users do, then look inside: stable ABI, dependencies, paths
+	cmake --preset release
+	cmake --build --preset release
+	$(py) .ci/abi.py
+
+clean: ## remove build/ (the environment stays: rm -r .venv)
+	rm -rf build
