@@ -215,9 +215,9 @@ static dpcr_status check_gradients(const dpcr_recurrence *p, const dpcr_recurren
     REQUIRE(g, "gradients is NULL");
     REQUIRE(!p->transposed, "problem.transposed must be false: give the forward problem");
     REQUIRE(!g->x0.data || p->x0.data, "gradients.x0.data is given, but problem.x0.data is NULL");
+    if (empty(p)) return DPCR_OK;
     REQUIRE(!g->x0.data || p->B <= 1 || g->x0.sample != 0,
             "gradients.x0.sample is 0: the samples would overwrite each other");
-    if (empty(p)) return DPCR_OK;
     RETURN_IF(check_arrays(p));
     RETURN_IF(check_vectors("gradients.x", p, g->x, false));
     RETURN_IF(check_vectors("gradients.b", p, g->b, true));

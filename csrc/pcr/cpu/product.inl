@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Small dense products: all matrix arithmetic of the library goes through these three functions.
+ * Small dense products: all matrix arithmetic of the library goes through these four functions.
  *
  *   panel_product   Y = W X + bias    W (m,k) with any strides, X (k,n), Y (m,n) rows of lanes
+ *   square_product  C = A B           all (w,w), A with any strides
  *   matvec          y = W x + b       W (m,k) with one unit stride
  *   row_dot         x . y
  *
@@ -98,39 +99,39 @@ static void FN(micro_tail)(int64_t n, int64_t m, int64_t k, struct FN(matrix) W,
     }
 }
 
-/* (w,w) times (w,w) for one small w, a constant at every call: 4096 of w = 4 take 8 us, by micro_tail 300 */
-INLINE void FN(square_product)(const int w, struct FN(matrix) W, struct FN(panel) X, REAL *Y, int64_t ldy) {
-    REAL sum[8][8] = {{0}};
-    for (int r = 0; r < w; r++)
-        for (int i = 0; i < w; i++)
-            for (int j = 0; j < w; j++) sum[r][j] += W.data[r * W.row + i * W.column] * X.data[i * X.row + j];
-    for (int r = 0; r < w; r++)
-        for (int j = 0; j < w; j++) Y[r * ldy + j] = sum[r][j];
-}
-
-static bool FN(small_square)(int64_t w, struct FN(matrix) W, struct FN(panel) X, REAL *Y, int64_t ldy) {
-    switch (w) {
-    case 1: FN(square_product)(1, W, X, Y, ldy); return true;
-    case 2: FN(square_product)(2, W, X, Y, ldy); return true;
-    case 3: FN(square_product)(3, W, X, Y, ldy); return true;
-    case 4: FN(square_product)(4, W, X, Y, ldy); return true;
-    case 8: FN(square_product)(8, W, X, Y, ldy); return true;
-    default: return false;
-    }
-}
-
 /* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) rows of ldy */
 MAYBE_UNUSED static void FN(panel_product)(int64_t m, int64_t n, int64_t k, const struct FN(matrix) * matrix,
                                            const struct FN(panel) * panel, const REAL *bias, REAL *Y,
                                            int64_t ldy) {
     const struct FN(matrix) W = *matrix;
     const struct FN(panel) X = *panel;
-    if (m == n && n == k && !bias && FN(small_square)(k, W, X, Y, ldy)) return;
     int64_t j = 0;
     for (; j + 2 * LANES <= n; j += 2 * LANES)
         FN(micro_rows)(2, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
     for (; j + LANES <= n; j += LANES) FN(micro_rows)(1, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
     if (j < n) FN(micro_tail)(n - j, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
+}
+
+/* (w,w) times (w,w) for one small w, a constant at every call: 4096 of w = 4 take 8 us, as panels 300 */
+INLINE void FN(fixed_product)(const int w, struct FN(matrix) A, const REAL *B, REAL *C) {
+    REAL sum[8][8] = {{0}};
+    for (int r = 0; r < w; r++)
+        for (int i = 0; i < w; i++)
+            for (int j = 0; j < w; j++) sum[r][j] += A.data[r * A.row + i * A.column] * B[i * w + j];
+    for (int r = 0; r < w; r++)
+        for (int j = 0; j < w; j++) C[r * w + j] = sum[r][j];
+}
+
+/* A (w,w) with any strides, B (w,w) -> C (w,w) = A B */
+MAYBE_UNUSED static void FN(square_product)(int64_t w, const struct FN(matrix) * A, const REAL *B, REAL *C) {
+    switch (w) {
+    case 1: FN(fixed_product)(1, *A, B, C); break;
+    case 2: FN(fixed_product)(2, *A, B, C); break;
+    case 3: FN(fixed_product)(3, *A, B, C); break;
+    case 4: FN(fixed_product)(4, *A, B, C); break;
+    case 8: FN(fixed_product)(8, *A, B, C); break;
+    default: FN(panel_product)(w, w, w, A, &(struct FN(panel)){B, w}, NULL, C, w);
+    }
 }
 
 /* [a b] -> sums of neighbouring pairs, those of a first */

@@ -96,7 +96,7 @@ static void FN(dense_map)(const struct walk *walk, int64_t k, int64_t s, int64_t
         for (int64_t c = 0; c < w; c++) map[i * w + c] = A.data[i * A.row + c * A.column];
     for (int64_t j = first + 1; j < last; j++) {
         const struct FN(block) next = FN(block_at)(&walk->M, j, s);
-        FN(panel_product)(w, w, w, &next.M, &(struct FN(panel)){map, w}, NULL, spare, w);
+        FN(square_product)(w, &next.M, map, spare);
         REAL *swap = map;
         map = spare, spare = swap;
     }
@@ -192,8 +192,8 @@ static void FN(combine_task)(const void *pass, int64_t task, void *scratch) {
     const REAL *left = FN(map_at)(walk, from, k, s0), *right = FN(map_at)(walk, from, k - d, s0);
     if (walk->block == DPCR_DENSE)
         for (int64_t s = 0; s < maps; s++)
-            FN(panel_product)(w, w, w, &(struct FN(matrix)){left + s * size, w, 1},
-                              &(struct FN(panel)){right + s * size, w}, NULL, map + s * size, w);
+            FN(square_product)(w, &(struct FN(matrix)){left + s * size, w, 1}, right + s * size,
+                               map + s * size);
     else
         for (int64_t i = 0; i < maps * size; i++) map[i] = left[i] * right[i];
 }
