@@ -57,7 +57,7 @@ build: $(done)/package ## build the package and install it into the environment
 demo: $(done)/package $(done)/demo ## train a ResNet of 1024 blocks on MNIST, against PyTorch; results in build/demo
 	$(py) examples/resnet1024/train.py --out build/demo $(ARGS)
 
-bench: $(done)/package $(done)/test ## verify, then time the chains against PyTorch; results in build/bench
+bench: $(done)/package $(done)/test ## verify, then time the chains against PyTorch; results in benchmarks/results
 	$(py) benchmarks/chain_speed.py $(ARGS)
 
 # ---- tests ------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ test-example: test-c
 	done
 
 # The pytest program, not python -m pytest: that would import the source tree, which has no native library.
-test-python: $(done)/package $(done)/test
+test-python: $(done)/package $(done)/test $(done)/demo
 	$(VENV)/bin/pytest $(ARGS)
 
 test-asan test-tsan: test-%: $(done)/tools

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deep chains of equal-width steps, and linear recurrences, as one PyTorch operator each.
+
+    import torch_deeppcr as dpcr
+
+    net = dpcr.nn.MLPChain(width=16, depth=1024)
+    x = dpcr.linear_recurrence(A, b)
+
+`dpcr.reference` holds the same computations as plain PyTorch loops.
+"""
+
+from . import _native
+
+_native.load(__path__)
+
+if _native.native_available():
+    from . import _ops
+
+    _ops.register()
+
+from . import nn, reference  # noqa: E402
+from ._native import native_available  # noqa: E402
+from .functional import (  # noqa: E402
+    RecurrenceInfo,
+    linear_recurrence,
+    mlp_chain,
+    residual_chain,
+)
+
+__all__ = [
+    "RecurrenceInfo",
+    "linear_recurrence",
+    "mlp_chain",
+    "native_available",
+    "nn",
+    "reference",
+    "residual_chain",
+]

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What PyTorch must know about the raw operators, whose kernels the native library registers:
+shapes (fake kernels, which serve meta tensors too), autograd, vmap and autocast.
+
+The public functions use the autograd registration under `torch.compile` and `torch.export` alone;
+in eager mode they go through the autograd.Functions of `_chain` and `_recurrence`, because the
+registration raises under `torch.func` and knows no forward mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _chain, _checks, _recurrence, _vmap
+from ._kinds import KINDS, ChainKind
+from ._transforms import refuse_tangents
+
+MaybeTensor = Tensor | None
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def register() -> None:
+    """To be called once, after the native library is loaded."""
+    for kind in KINDS:
+        _register_chain(kind)
+        _register_chain_backward(kind)
+    _register_recurrence()
+    _register_recurrence_backward()
+    names = [name for kind in KINDS for name in (kind.name, f"{kind.name}_backward")]
+    for name in (*names, "linear_recurrence", "linear_recurrence_backward"):
+        for device in _AUTOCAST_DEVICES:
+            torch.library.register_autocast(f"deeppcr::{name}", device, torch.float32)
+
+
+class _GuardedLibrary(torch.library.Library):
+    """Registers kernels that refuse inputs with tangents.
+
+    Without the guard an input that has a tangent but needs no gradient would lose it silently.
+    """
+
+    def impl(self, op_name: Any, fn: Any, *args: Any, **kwargs: Any) -> None:
+        def guarded(keyset: Any, *inputs: Any, **named: Any) -> Any:
+            refuse_tangents(inputs)
+            return fn(keyset, *inputs, **named)
+
+        super().impl(op_name, guarded, *args, **kwargs)
+
+
+_library = _GuardedLibrary("deeppcr", "FRAGMENT")  # kernels live as long as it does
+
+
+def _register_autograd(
+    name: str, backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> None:
+    torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_library)
+
+
+def _native_dtype(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}")
+
+
+# ---- chains -------------------------------------------------------------------------------------
+
+
+def _register_chain(kind: ChainKind) -> None:
+    name = f"deeppcr::{kind.name}"
+    end = 1 + kind.count  # of the tensors
+
+    def fake(*inputs: Any) -> tuple[Tensor, Tensor]:
+        z0, *parameters = inputs[:end]
+        length = _check_chain(kind, z0, tuple(parameters), inputs[end:-1])
+        kept = length if inputs[-1] else 0
+        return z0.new_empty(z0.shape), z0.new_empty((kept, *z0.shape))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.options, ctx.saved = inputs[end:-1], inputs[-1]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], *inputs[:end])
+
+    def backward(ctx: Any, gz: MaybeTensor, gstates: MaybeTensor) -> tuple[MaybeTensor, ...]:
+        rest = (None,) * (len(ctx.options) + 1)
+        if gz is None and gstates is None:
+            return (*(None,) * end, *rest)
+        needs = list(ctx.needs_input_grad[:end])
+        states, z0, *parameters = ctx.saved_tensors
+        if not ctx.saved:
+            gstates, states = None, _chain.recompute(kind, ctx.options, z0, parameters)
+        gradients = kind.backward(gz, gstates, z0, states, *parameters, *ctx.options, needs)
+        return (*_chain.select(gradients, needs), *rest)
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> _vmap.Mapped:
+        def call(*tensors: Any) -> tuple[Tensor, ...]:
+            return kind.forward(*tensors, *inputs[end:])
+
+        return _vmap.chain(call, info.batch_size, in_dims[:end], *inputs[:end])
+
+    torch.library.register_fake(name, fake)
+    _register_autograd(name, backward, setup_context)
+    torch.library.register_vmap(name, vmap)
+
+
+def _register_chain_backward(kind: ChainKind) -> None:
+    name = f"deeppcr::{kind.name}_backward"
+    end = 4 + kind.count
+
+    def fake(*inputs: Any) -> tuple[Tensor, ...]:
+        gz, gstates, z0, states, *parameters = inputs[:end]
+        length = _check_chain(kind, z0, tuple(parameters), inputs[end:-1])
+        batch, width = z0.shape
+        sizes = {"L": length, "B": batch, "w": width}
+        _checks.shape("states", _checks.like("states", states, "z0", z0), "LBw", sizes)
+        if gz is not None:
+            _checks.shape("gz", _checks.like("gz", gz, "z0", z0), "Bw", sizes)
+        if gstates is not None:
+            _checks.shape("gstates", _checks.like("gstates", gstates, "z0", z0), "LBw", sizes)
+        return _empty_gradients(z0, (z0, *parameters), inputs[-1])
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        gz, gstates, z0, _, *parameters = inputs[:end]
+        ctx.options, ctx.needs = inputs[end:-1], inputs[-1]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gz, gstates, z0, *parameters)
+
+    def backward(ctx: Any, *cotangents: MaybeTensor) -> tuple[MaybeTensor, ...]:
+        wanted = ctx.needs_input_grad[:3] + ctx.needs_input_grad[4:end]
+        gz, gstates, z0, *parameters = _chain.double_pullback(
+            kind, ctx.options, ctx.needs, ctx.saved_tensors, cotangents, wanted
+        )
+        return (gz, gstates, z0, None, *parameters, *(None,) * (len(ctx.options) + 1))
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> _vmap.Mapped:
+        def call(*tensors: Any) -> tuple[Tensor, ...]:
+            return kind.backward(*tensors, *inputs[end:])
+
+        dims, tensors = in_dims[:end], inputs[:end]
+        return _vmap.chain_backward(call, info.batch_size, dims, inputs[-1], *tensors)
+
+    torch.library.register_fake(name, fake)
+    _register_autograd(name, backward, setup_context)
+    torch.library.register_vmap(name, vmap)
+
+
+def _check_chain(
+    kind: ChainKind, z0: Tensor, parameters: tuple[MaybeTensor, ...], options: tuple[Any, ...]
+) -> int:
+    """Returns L."""
+    _native_dtype("z0", z0)
+    if z0.dim() != 2:
+        raise ValueError(f"z0 must have shape (B, w), got {tuple(z0.shape)}")
+    sizes = _checks.parameters(kind.shapes, parameters, "z0", z0)
+    kind.check_options(parameters, *options)
+    return sizes["L"]
+
+
+def _empty_gradients(
+    like: Tensor, tensors: tuple[MaybeTensor, ...], needs: list[bool]
+) -> tuple[Tensor, ...]:
+    return tuple(
+        like.new_empty(tensor.shape if need and tensor is not None else 0)
+        for tensor, need in zip(tensors, needs, strict=True)
+    )
+
+
+# ---- linear recurrence --------------------------------------------------------------------------
+
+
+def _register_recurrence() -> None:
+    name = "deeppcr::linear_recurrence"
+
+    def fake(*inputs: Any) -> tuple[Tensor, Tensor]:
+        A, b, x0, blocks, _, segments = inputs
+        _native_dtype("b", b)
+        _checks.recurrence(A, b, x0, blocks)
+        _checks.segments(segments, b.shape[0])
+        return b.new_empty(b.shape), b.new_empty(1 + b.shape[1], dtype=torch.int32)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _recurrence.Recurrence.setup_context(ctx, inputs, output)
+
+    def backward(ctx: Any, gx: MaybeTensor, _: MaybeTensor) -> tuple[MaybeTensor, ...]:
+        if gx is None:
+            return (None,) * 6
+        A, x0, x = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        gradients = _recurrence.raw_backward()(
+            gx, A, x0, gx if x is None else x, *ctx.options, needs[0], needs[2]
+        )
+        return (*_chain.select(gradients, needs), None, None, None)
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> _vmap.Mapped:
+        def call(*tensors: Any) -> tuple[Tensor, ...]:
+            return _recurrence.raw()(*tensors, *inputs[3:])
+
+        return _vmap.recurrence(call, info.batch_size, in_dims[:3], *inputs[:3])
+
+    torch.library.register_fake(name, fake)
+    _register_autograd(name, backward, setup_context)
+    torch.library.register_vmap(name, vmap)
+
+
+def _register_recurrence_backward() -> None:
+    name = "deeppcr::linear_recurrence_backward"
+
+    def fake(*inputs: Any) -> tuple[Tensor, ...]:
+        gx, A, x0, x, blocks, _, segments, need_A, need_x0 = inputs
+        _native_dtype("gx", gx)
+        sizes = _checks.recurrence(A, gx, x0, blocks, "gx")
+        _checks.segments(segments, gx.shape[0])
+        _checks.shape("x", _checks.like("x", x, "gx", gx), "LBw", sizes)
+        gA, gx0 = _empty_gradients(gx, (A, x0), [need_A, need_x0])
+        return gA, gx.new_empty(gx.shape), gx0
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.options = inputs[4:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:4])
+
+    def backward(ctx: Any, *cotangents: MaybeTensor) -> tuple[MaybeTensor, ...]:
+        gradients = _recurrence.double_pullback(
+            ctx.saved_tensors, ctx.options, cotangents, ctx.needs_input_grad[:4]
+        )
+        return (*gradients, *(None,) * 5)
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> _vmap.Mapped:
+        def call(*tensors: Any) -> tuple[Tensor, ...]:
+            return _recurrence.raw_backward()(*tensors, *inputs[4:])
+
+        return _vmap.recurrence_backward(
+            call, info.batch_size, in_dims[:4], *inputs[7:], *inputs[:4]
+        )
+
+    torch.library.register_fake(name, fake)
+    _register_autograd(name, backward, setup_context)
+    torch.library.register_vmap(name, vmap)

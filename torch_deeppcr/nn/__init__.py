@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains as modules, their parameters stacked over the steps."""
+
+from ._block import ResidualBlock
+from ._mlp import MLPChain
+from ._residual import ResidualChain
+
+__all__ = ["MLPChain", "ResidualBlock", "ResidualChain"]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chains as plain PyTorch loops: what every other implementation is held to.
+
+The loops have the arguments and results of the raw operators ``torch.ops.deeppcr.*``.  They are the
+oracle of the tests, they run where there is no native kernel (other devices and dtypes, a missing
+library), and derivatives of derivatives are taken through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _activations
+from ._transforms import func_active
+
+
+def mlp(
+    z0: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    activation_parameters: Sequence[float],
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """z_l = act(W_l z_{l-1} + b_l).
+
+    Shapes: z0 (B,w), weight (L,w,w) as `torch.nn.Linear`, bias (L,w) or None.
+    Returns z_L (B,w) and the states z_1..z_L (L,B,w), or (0,B,w) where they are not wanted.
+    """
+    biases = _steps(bias, weight.shape[0])
+
+    def step(index: int, z: Tensor) -> Tensor:
+        u = F.linear(z, weights[index], biases[index])
+        return _activations.apply(activation, tuple(activation_parameters), u)
+
+    weights = weight.unbind(0)
+    return _walk(z0, weight.shape[0], step, save_states)
+
+
+def residual(
+    z0: Tensor,
+    weight1: Tensor,
+    bias1: Tensor | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    activation: str,
+    activation_parameters: Sequence[float],
+    norm: str,
+    norm_eps: float,
+    scale: float,
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """z_l = z_{l-1} + scale (W2_l act(W1_l norm(z_{l-1}) + b1_l) + b2_l).
+
+    Shapes: z0 (B,w), weight1 (L,h,w), bias1 (L,h), weight2 (L,w,h), bias2, norm_weight and
+    norm_bias (L,w); biases and norm parameters may be None.
+    norm: "none", "layer_norm", "rms_norm".
+    Returns z_L (B,w) and the states z_1..z_L (L,B,w), or (0,B,w) where they are not wanted.
+    """
+    length = weight1.shape[0]
+    weights1, weights2 = weight1.unbind(0), weight2.unbind(0)
+    biases1, biases2 = _steps(bias1, length), _steps(bias2, length)
+    gammas, betas = _steps(norm_weight, length), _steps(norm_bias, length)
+
+    def step(index: int, z: Tensor) -> Tensor:
+        if norm == "layer_norm":
+            u = _layer_norm(z, gammas[index], betas[index], norm_eps)
+        elif norm == "rms_norm":
+            u = F.rms_norm(z, z.shape[-1:], gammas[index], norm_eps)
+        else:
+            u = z
+        u = F.linear(u, weights1[index], biases1[index])
+        u = _activations.apply(activation, tuple(activation_parameters), u)
+        return z + scale * F.linear(u, weights2[index], biases2[index])
+
+    return _walk(z0, length, step, save_states)
+
+
+def linear_recurrence(
+    A: Tensor | None, b: Tensor, x0: Tensor | None, blocks: str, reverse: bool
+) -> Tensor:
+    """x_l = A_l x_{l-1} + b_l; with ``reverse`` x_l = A_l x_{l+1} + b_l from the last step down.
+
+    Shapes: b (L,B,w); x0 (B,w), None is zero; A by ``blocks``: "dense" (L,B,w,w), "diagonal"
+    (L,B,w), "scalar" (L,B,1), each with 1 in place of B where the samples share it, "identity"
+    None. Returns x (L,B,w).
+    """
+    length = b.shape[0]
+    if length == 0:
+        return b.clone()
+    steps = _steps(A, length)
+    inputs = b.unbind(0)
+    x = x0
+    states: list[Tensor] = []
+    for index in reversed(range(length)) if reverse else range(length):
+        block = steps[index]
+        if x is None:  # A of the first step meets a zero: it is not read, be it inf
+            x = inputs[index].clone()
+        elif block is None:
+            x = x + inputs[index]
+        elif blocks == "dense":
+            x = torch.matmul(block, x.unsqueeze(-1)).squeeze(-1) + inputs[index]
+        else:
+            x = block * x + inputs[index]
+        states.append(x)
+    return torch.stack(states[::-1] if reverse else states)
+
+
+def _layer_norm(z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+    """F.layer_norm; inside torch.func, where derivatives of any order are taken, by elementary
+    operations: from the third on (the second, if one is forward) PyTorch's own are wrong, because they
+    take mean and variance to be constants."""
+    if not func_active():
+        return F.layer_norm(z, z.shape[-1:], gamma, beta, eps)
+    z = z - z.mean(-1, keepdim=True)
+    z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)
+    z = z if gamma is None else z * gamma
+    return z if beta is None else z + beta
+
+
+def _walk(
+    z0: Tensor, length: int, step: Callable[[int, Tensor], Tensor], save_states: bool
+) -> tuple[Tensor, Tensor]:
+    z = z0.clone() if length == 0 else z0
+    states: list[Tensor] = []
+    for index in range(length):
+        z = step(index, z)
+        if save_states:
+            states.append(z)
+    return z, torch.stack(states) if states else z0.new_empty((0, *z0.shape))
+
+
+def _steps(stacked: Tensor | None, length: int) -> Sequence[Tensor | None]:
+    """The tensors of the steps; by unbind, whose backward is one stack and not L additions."""
+    return [None] * length if stacked is None else stacked.unbind(0)
