@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Numbers of a row of the chains' table.
+ */
+#include "chain_case.h"
+
+#include "backend.h"
+#include "numbers.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static numbers numbers_create(dpcr_dtype dtype, int64_t count) {
+    return (numbers){.dtype = dtype,
+                     .count = count,
+                     .data = allocate((size_t)count * number_size(dtype)),
+                     .value = allocate((size_t)count * sizeof(double))};
+}
+
+void numbers_set(numbers *a, int64_t index, double value) {
+    number_set(a->dtype, a->data, index, value);
+    a->value[index] = number_get(a->dtype, a->data, index);
+}
+
+numbers numbers_random(dpcr_dtype dtype, int64_t count, double mean, double spread, rng *random) {
+    numbers a = numbers_create(dtype, count);
+    for (int64_t i = 0; i < count; i++) numbers_set(&a, i, mean + spread * rng_normal(random));
+    return a;
+}
+
+numbers numbers_rounded(dpcr_dtype dtype, int64_t count, const double *value) {
+    numbers a = numbers_create(dtype, count);
+    for (int64_t i = 0; i < count; i++) numbers_set(&a, i, value[i]);
+    return a;
+}
+
+void numbers_destroy(numbers *a) {
+    free(a->data);
+    free(a->value);
+}
+
+/* Residual branches shrink with the depth, so that no chain of the table leaves the range of f32. */
+static double spread_of(const chain_row *row, int parameter) {
+    const double fan_in = (double)(parameter == DPCR_W1 ? row->w : row->h);
+    const double damping = row->L > 4 ? 4 / (double)row->L : 1;
+    switch (parameter) {
+    case DPCR_W1: return row->gain / sqrt(fmax(fan_in, 1));
+    case DPCR_W2: return row->gain / sqrt(fmax(fan_in, 1)) * damping;
+    case DPCR_B2: return 0.3 * damping;
+    default: return 0.3;
+    }
+}
+
+chain_case chain_case_create(const chain_row *row, dpcr_dtype dtype) {
+    rng random = {row->seed};
+    chain_case c = {.row = *row, .dtype = dtype};
+    c.chain =
+        (dpcr_chain){.step = row->step,
+                     .dtype = dtype,
+                     .L = row->L,
+                     .B = row->B,
+                     .w = row->w,
+                     .h = row->h,
+                     .activation = row->activation,
+                     .activation_parameter = {row->activation_parameter[0], row->activation_parameter[1]},
+                     .norm = row->norm,
+                     .norm_eps = row->norm_eps,
+                     .scale = row->scale};
+    c.exact = c.chain;
+    c.exact.dtype = DPCR_F64;
+    for (int i = 0; i < DPCR_PARAMETERS; i++) {
+        const bool present = row->present >> i & 1;
+        const int64_t count = present ? row->L * chain_row_size(row, i) : 0;
+        c.parameter[i] = numbers_random(dtype, count, i == DPCR_GAMMA ? 1 : 0, spread_of(row, i), &random);
+        c.chain.parameter[i] = present ? c.parameter[i].data : NULL;
+        c.exact.parameter[i] = present ? c.parameter[i].value : NULL;
+    }
+    c.z0 = numbers_random(dtype, row->B * row->w, 0, 1, &random);
+    return c;
+}
+
+void chain_case_destroy(chain_case *c) {
+    for (int i = 0; i < DPCR_PARAMETERS; i++) numbers_destroy(&c->parameter[i]);
+    numbers_destroy(&c->z0);
+}
+
+int64_t segment_edge(int64_t k, int64_t L, int64_t S) {
+    return k * L / S;
+}

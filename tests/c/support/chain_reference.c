@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Plain loops; see the header.  A step keeps its intermediates in a struct of (up to WIDEST) elements
+ * that forward, Jacobian and vjp all read.
+ */
+#include "chain_reference.h"
+
+#include "activation_reference.h"
+#include "backend.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WIDEST = 128 };
+
+/* value as rounding might have left it, where the terms summed up to magnitude in absolute value */
+static double rounded(noise *n, double value, double magnitude) {
+    return n->roundoff > 0 ? value + n->roundoff * magnitude * rng_uniform(&n->random, -1, 1) : value;
+}
+
+static const double *parameter(const dpcr_chain *chain, dpcr_parameter which, int64_t l, int64_t size) {
+    const double *data = chain->parameter[which];
+    return data ? data + l * size : NULL;
+}
+
+/* sum_j a_j x_j + bias over count terms with strides, errors as of a sum of count terms */
+static double dot(int64_t count, const double *a, int64_t stride, const double *x, double bias, noise *n) {
+    double sum = bias, size = fabs(bias);
+    for (int64_t j = 0; j < count; j++) {
+        sum += a[j * stride] * x[j];
+        size += fabs(a[j * stride] * x[j]);
+    }
+    return rounded(n, sum, size * (2 + sqrt((double)count)));
+}
+
+/* ---- one step of one sample ----------------------------------------------------------------- */
+
+typedef struct step {
+    double normed[WIDEST]; /* (z - mean) / deviation, before gamma and beta; z without norm */
+    double input[WIDEST];  /* of W1 */
+    double before[WIDEST]; /* (h) pre-activation */
+    double hidden[WIDEST]; /* (h) activation */
+    double inverse;        /* 1 / deviation */
+} step;
+
+static void norm_forward(const dpcr_chain *c, int64_t l, const double *z, step *s, noise *n) {
+    const double *gamma = parameter(c, DPCR_GAMMA, l, c->w), *beta = parameter(c, DPCR_BETA, l, c->w);
+    const bool none = c->step == DPCR_MLP || c->norm == DPCR_NO_NORM;
+    double mean = 0, square = 0, largest = 0;
+    for (int64_t i = 0; i < c->w; i++) largest = fmax(largest, fabs(z[i]));
+    for (int64_t i = 0; i < c->w && c->norm == DPCR_LAYER_NORM; i++) mean += z[i] / (double)c->w;
+    mean = none ? 0 : rounded(n, mean, 4 * largest);
+    for (int64_t i = 0; i < c->w; i++) square += (z[i] - mean) * (z[i] - mean) / (double)c->w;
+    s->inverse = none ? 1 : 1 / sqrt(square + c->norm_eps);
+    s->inverse = none ? 1 : rounded(n, s->inverse, 4 * s->inverse);
+    for (int64_t i = 0; i < c->w; i++) {
+        s->normed[i] = (z[i] - mean) * s->inverse;
+        s->input[i] = s->normed[i] * (gamma ? gamma[i] : 1) + (beta ? beta[i] : 0);
+        if (!none)
+            s->input[i] = rounded(n, s->input[i], 4 * (fabs(s->input[i]) + (beta ? fabs(beta[i]) : 0)));
+    }
+}
+
+static void hidden_forward(const dpcr_chain *c, int64_t l, step *s, noise *n) {
+    const double *W1 = parameter(c, DPCR_W1, l, c->h * c->w), *b1 = parameter(c, DPCR_B1, l, c->h);
+    const bool tails =
+        c->activation >= DPCR_SILU && c->activation <= DPCR_GELU_TANH; /* u times a small difference */
+    for (int64_t i = 0; i < c->h; i++) {
+        s->before[i] = dot(c->w, W1 + i * c->w, 1, s->input, b1 ? b1[i] : 0, n);
+        const double y = reference_activation(c->activation, c->activation_parameter, s->before[i]);
+        s->hidden[i] = rounded(n, y, 4 * (fabs(y) + (tails ? fabs(s->before[i]) : 0)));
+        const int branch = reference_branch(c->activation, c->activation_parameter, s->before[i]);
+        n->branches = (n->branches ^ (uint64_t)branch) * UINT64_C(0x100000001b3) + 1;
+    }
+}
+
+static void step_forward(const dpcr_chain *c, int64_t l, const double *z, double *next, step *s, noise *n) {
+    const double *W2 = parameter(c, DPCR_W2, l, c->w * c->h), *b2 = parameter(c, DPCR_B2, l, c->w);
+    norm_forward(c, l, z, s, n);
+    hidden_forward(c, l, s, n);
+    for (int64_t i = 0; i < c->w; i++) {
+        if (c->step == DPCR_MLP) {
+            next[i] = s->hidden[i];
+            continue;
+        }
+        const double branch = c->scale * dot(c->h, W2 + i * c->h, 1, s->hidden, b2 ? b2[i] : 0, n);
+        next[i] = rounded(n, z[i] + branch, fabs(z[i]) + fabs(branch));
+    }
+}
+
+/* ---- vector-Jacobian product of one step ---------------------------------------------------- */
+
+/* Where a step's parameter gradients go; NULL: not wanted. */
+typedef struct slots {
+    double *gradient[DPCR_PARAMETERS];
+    double *size[DPCR_PARAMETERS]; /* sums of absolute values, which the roundings are relative to */
+} slots;
+
+static void credit(slots *to, dpcr_parameter which, int64_t index, double value) {
+    if (!to || !to->gradient[which]) return;
+    to->gradient[which][index] += value;
+    to->size[which][index] += fabs(value);
+}
+
+/* g of the norm's output -> added to gz */
+static void norm_backward(const dpcr_chain *c, int64_t l, const step *s, const double *g, double *gz,
+                          slots *to, noise *n) {
+    const double *gamma = parameter(c, DPCR_GAMMA, l, c->w);
+    double mean = 0, along = 0, size = 0;
+    for (int64_t i = 0; i < c->w; i++) {
+        const double scaled = g[i] * (gamma ? gamma[i] : 1);
+        credit(to, DPCR_GAMMA, i, g[i] * s->normed[i]);
+        credit(to, DPCR_BETA, i, g[i]);
+        mean += c->norm == DPCR_LAYER_NORM ? scaled / (double)c->w : 0;
+        along += scaled * s->normed[i] / (double)c->w;
+        size = fmax(size, fabs(scaled));
+    }
+    for (int64_t i = 0; i < c->w; i++) {
+        const double inner = g[i] * (gamma ? gamma[i] : 1) - mean - s->normed[i] * along;
+        const double part = rounded(n, s->inverse * inner, 8 * s->inverse * size * (1 + fabs(s->normed[i])));
+        gz[i] = rounded(n, gz[i] + part, fabs(gz[i]) + fabs(part));
+    }
+}
+
+/* Gradient g of f_l(z) -> gz, parameter gradients added to `to` */
+static void step_backward(const dpcr_chain *c, int64_t l, const double *z, const double *g, double *gz,
+                          slots *to, noise *n) {
+    const double *W1 = parameter(c, DPCR_W1, l, c->h * c->w), *W2 = parameter(c, DPCR_W2, l, c->w * c->h);
+    const bool residual = c->step == DPCR_RESIDUAL, norm = residual && c->norm != DPCR_NO_NORM;
+    step s;
+    double next[WIDEST], out[WIDEST], inner[WIDEST], input[WIDEST];
+    step_forward(c, l, z, next, &s, n);
+    for (int64_t i = 0; i < c->w; i++) {
+        out[i] = residual ? c->scale * g[i] : g[i];
+        credit(to, DPCR_B2, i, out[i]);
+        for (int64_t k = 0; k < c->h && residual; k++)
+            credit(to, DPCR_W2, i * c->h + k, out[i] * s.hidden[k]);
+    }
+    for (int64_t k = 0; k < c->h; k++) {
+        const double slope = reference_slope(c->activation, c->activation_parameter, s.before[k]);
+        const double arrived = residual ? dot(c->w, W2 + k, c->h, out, 0, n) : out[k];
+        inner[k] = arrived * rounded(n, slope, 4 * (1 + fabs(slope)));
+        credit(to, DPCR_B1, k, inner[k]);
+        for (int64_t j = 0; j < c->w; j++) credit(to, DPCR_W1, k * c->w + j, inner[k] * s.input[j]);
+    }
+    for (int64_t j = 0; j < c->w; j++) {
+        input[j] = dot(c->h, W1 + j, c->w, inner, 0, n);
+        gz[j] = norm ? g[j] : residual ? rounded(n, g[j] + input[j], fabs(g[j]) + fabs(input[j])) : input[j];
+    }
+    if (norm) norm_backward(c, l, &s, input, gz, to, n);
+}
+
+/* ---- whole chains --------------------------------------------------------------------------- */
+
+void reference_propagate(const dpcr_chain *c, int64_t first, int64_t last, const double *starts, double *ends,
+                         double *states, noise *n) {
+    for (int64_t b = 0; b < c->B; b++) {
+        double z[WIDEST];
+        memcpy(z, starts + b * c->w, (size_t)c->w * sizeof(double));
+        for (int64_t l = first; l < last; l++) {
+            double next[WIDEST];
+            step s;
+            step_forward(c, l, z, next, &s, n);
+            memcpy(z, next, sizeof z);
+            if (states) memcpy(states + ((l - first) * c->B + b) * c->w, z, (size_t)c->w * sizeof(double));
+        }
+        memcpy(ends + b * c->w, z, (size_t)c->w * sizeof(double));
+    }
+}
+
+/* Row i of a product of Jacobians is the vjp of basis vector i along the whole segment. */
+void reference_tangents(const dpcr_chain *c, int64_t first, int64_t last, const double *starts,
+                        const double *states, double *tangents, noise *n) {
+    for (int64_t b = 0; b < c->B; b++)
+        for (int64_t i = 0; i < c->w; i++) {
+            double g[WIDEST] = {0}, gz[WIDEST];
+            g[i] = 1;
+            for (int64_t l = last - 1; l >= first; l--) {
+                const double *z =
+                    l > first ? states + ((l - 1 - first) * c->B + b) * c->w : starts + b * c->w;
+                step_backward(c, l, z, g, gz, NULL, n);
+                memcpy(g, gz, (size_t)c->w * sizeof(double));
+            }
+            memcpy(tangents + (b * c->w + i) * c->w, g, (size_t)c->w * sizeof(double));
+        }
+}
+
+static int64_t parameter_elements(const dpcr_chain *c, int which) {
+    const int64_t sizes[DPCR_PARAMETERS] = {c->h * c->w, c->h, c->w * c->h, c->w, c->w, c->w};
+    return sizes[which];
+}
+
+/* Step l of all samples: adjoint (B,w) of z_l becomes that of z_{l-1}. */
+static void backward_step(const dpcr_chain *c, const dpcr_pullback *pass, int64_t l, double *adjoint,
+                          noise *n) {
+    slots to = {{0}, {0}};
+    for (int i = 0; i < DPCR_PARAMETERS; i++) {
+        const size_t bytes = (size_t)parameter_elements(c, i) * sizeof(double);
+        if (!pass->gparameter[i]) continue;
+        to.gradient[i] = (double *)pass->gparameter[i] + l * parameter_elements(c, i);
+        to.size[i] = allocate(bytes);
+        memset(to.gradient[i], 0, bytes);
+        memset(to.size[i], 0, bytes);
+    }
+    for (int64_t b = 0; b < c->B; b++) {
+        const double *z = l > 0 ? (const double *)pass->states + ((l - 1) * c->B + b) * c->w
+                                : (const double *)pass->z0 + b * c->w;
+        const double *extra = pass->gstates ? (const double *)pass->gstates + (l * c->B + b) * c->w : NULL;
+        double g[WIDEST];
+        for (int64_t i = 0; i < c->w; i++) {
+            const double above = adjoint[b * c->w + i];
+            g[i] = extra ? rounded(n, above + extra[i], fabs(above) + fabs(extra[i])) : above;
+        }
+        step_backward(c, l, z, g, adjoint + b * c->w, &to, n);
+    }
+    for (int i = 0; i < DPCR_PARAMETERS; i++) {
+        for (int64_t k = 0; k < parameter_elements(c, i) && to.gradient[i]; k++)
+            to.gradient[i][k] = rounded(n, to.gradient[i][k], to.size[i][k] * (2 + sqrt((double)c->B)));
+        free(to.size[i]);
+    }
+}
+
+void reference_backward(const dpcr_chain *c, const dpcr_pullback *pass, noise *n) {
+    const size_t bytes = (size_t)(c->B * c->w) * sizeof(double);
+    double *adjoint = allocate(bytes);
+    memset(adjoint, 0, bytes);
+    if (pass->gz) memcpy(adjoint, pass->gz, bytes);
+    for (int64_t l = c->L - 1; l >= 0; l--) backward_step(c, pass, l, adjoint, n);
+    if (pass->gz0) memcpy(pass->gz0, adjoint, bytes);
+    free(adjoint);
+}

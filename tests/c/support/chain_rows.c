@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The table in two parts: every step kind, norm and activation (with default and with other
+ * parameters) on drawn shapes; every batch with every width, every length, on drawn kinds.
+ */
+#include "chain_rows.h"
+
+#include "activation_reference.h"
+#include "backend.h"
+#include "check.h"
+#include "reduced.h"
+#include "rng.h"
+
+#include <math.h>
+#include <stdio.h>
+
+/* Multiply-adds of a forward pass at most; far fewer where a kink makes gradients jump: such a chain
+ * is only usable as long as no pre-activation falls on a kink. */
+enum {
+    COST = REDUCED ? 100000 : 3000000,
+    BENT = 200000,
+    KEEP = REDUCED ? 4 : 1,
+    CAPACITY = 2048,
+    DRAWS = 10
+};
+
+#define COUNT(table) ((int64_t)(sizeof(table) / sizeof((table)[0])))
+
+static const int64_t lengths[] = {0, 1, 2, 33, 100};
+static const int64_t batches[] = {0, 1, 2, 3, 4, 31, 32, 33, 70};
+static const int64_t widths[] = {0, 1, 3, 4, 5, 8, 16, 17, 64, 100};
+static const int64_t hidden[] = {0, 1, 5, 16, 40};
+
+typedef struct table {
+    chain_row *row;
+    int count, drawn;
+    rng random;
+} table;
+
+bool chain_row_has(const chain_row *row, int parameter) {
+    const bool residual = row->step == DPCR_RESIDUAL;
+    switch (parameter) {
+    case DPCR_W1:
+    case DPCR_B1: return true;
+    case DPCR_W2:
+    case DPCR_B2: return residual;
+    case DPCR_GAMMA: return residual && row->norm != DPCR_NO_NORM;
+    default: return residual && row->norm == DPCR_LAYER_NORM;
+    }
+}
+
+int64_t chain_row_size(const chain_row *row, int parameter) {
+    const int64_t sizes[DPCR_PARAMETERS] = {row->h * row->w, row->h, row->w * row->h, row->w, row->w, row->w};
+    return chain_row_has(row, parameter) ? sizes[parameter] : 0;
+}
+
+static int64_t one_of(table *t, const int64_t *values, int64_t count) {
+    return values[rng_below(&t->random, count)];
+}
+
+/* The kinds of a row; shapes come after. */
+static chain_row draw(table *t, dpcr_step step, dpcr_norm norm, dpcr_activation activation, bool other) {
+    static const double gains[] = {0.5, 1, 1.4};
+    const double *p = other ? activation_other(activation) : activation_default(activation);
+    chain_row row = {.step = step,
+                     .activation = activation,
+                     .activation_parameter = {p[0], p[1]},
+                     .norm = norm,
+                     .norm_eps = rng_below(&t->random, 2) ? 1e-5 : 0.25,
+                     .scale = rng_below(&t->random, 2) ? 1 : -0.3,
+                     .shifted = rng_below(&t->random, 4) == 0,
+                     .gain = gains[rng_below(&t->random, COUNT(gains))]};
+    row.present = 1U << DPCR_W1 | 1U << DPCR_W2 | (unsigned)rng_below(&t->random, 64);
+    for (int i = 0; i < DPCR_PARAMETERS; i++)
+        if (!chain_row_has(&row, i)) row.present &= ~(1U << i);
+    return row;
+}
+
+static double row_cost(const chain_row *row) {
+    return (double)(row->L * row->B) * (double)(row->w * (row->h + 1)) * (row->step == DPCR_RESIDUAL ? 2 : 1);
+}
+
+/* Shape entries below 0 are drawn, all of them again until the row is cheap enough. */
+static void add(table *t, chain_row row) {
+    const chain_row wish = row;
+    const double most =
+        activation_bends(row.activation, row.activation_parameter) && BENT < COST ? BENT : COST;
+    do {
+        row.L = wish.L < 0 ? one_of(t, lengths, COUNT(lengths)) : wish.L;
+        row.B = wish.B < 0 ? one_of(t, batches, COUNT(batches)) : wish.B;
+        row.w = wish.w < 0 ? one_of(t, widths, COUNT(widths)) : wish.w;
+        row.h = row.step == DPCR_MLP ? row.w : one_of(t, hidden, COUNT(hidden));
+    } while (row_cost(&row) > most && (wish.L < 0 || wish.B < 0 || wish.w < 0));
+    row.seed = rng_bits(&t->random);
+    if (t->drawn++ % KEEP == 0 && t->count < CAPACITY) t->row[t->count++] = row;
+}
+
+static void add_kinds(table *t, dpcr_step step, dpcr_norm norm) {
+    for (int k = 0; k < DRAWS * DPCR_ACTIVATIONS; k++) {
+        chain_row row = draw(t, step, norm, (dpcr_activation)(k / DRAWS), k % 2);
+        row.L = row.B = row.w = -1;
+        add(t, row);
+    }
+}
+
+static chain_row draw_kind(table *t) {
+    const dpcr_step step = (dpcr_step)rng_below(&t->random, DPCR_STEPS);
+    const dpcr_norm norm = step == DPCR_MLP ? DPCR_NO_NORM : (dpcr_norm)rng_below(&t->random, DPCR_NORMS);
+    const dpcr_activation activation = (dpcr_activation)rng_below(&t->random, DPCR_ACTIVATIONS);
+    return draw(t, step, norm, activation, rng_below(&t->random, 2));
+}
+
+static void add_shapes(table *t) {
+    for (int64_t k = 0; k < COUNT(batches) * COUNT(widths); k++) {
+        chain_row row = draw_kind(t);
+        row.L = -1;
+        row.B = batches[k % COUNT(batches)];
+        row.w = widths[k / COUNT(batches)];
+        add(t, row);
+    }
+    for (int64_t k = 0; k < 4 * COUNT(lengths); k++) {
+        chain_row row = draw_kind(t);
+        row.L = lengths[k % COUNT(lengths)];
+        row.B = row.w = -1;
+        add(t, row);
+    }
+}
+
+chain_row *chain_rows(int *count) {
+    table t = {.row = allocate(CAPACITY * sizeof(chain_row)), .random = {7}};
+    add_kinds(&t, DPCR_MLP, DPCR_NO_NORM);
+    for (int norm = DPCR_NO_NORM; norm < DPCR_NORMS; norm++) add_kinds(&t, DPCR_RESIDUAL, (dpcr_norm)norm);
+    add_shapes(&t);
+    *count = t.count;
+    check_context("the table of the chains");
+    CHECK(t.count < CAPACITY, "rows were dropped");
+    return t.row;
+}
+
+void chain_row_text(const chain_row *row, char *text, size_t size) {
+    static const char *const norms[DPCR_NORMS] = {"", " layer_norm", " rms_norm"};
+    static const char *const parameters[DPCR_PARAMETERS] = {"W1", "b1", "W2", "b2", "gamma", "beta"};
+    int at = snprintf(text, size, "%s %s(%g,%g)%s L=%d B=%d w=%d h=%d gain %g scale %g eps %g%s, with",
+                      row->step == DPCR_MLP ? "mlp" : "residual", activation_name(row->activation),
+                      row->activation_parameter[0], row->activation_parameter[1], norms[row->norm],
+                      (int)row->L, (int)row->B, (int)row->w, (int)row->h, row->gain, row->scale,
+                      row->norm_eps, row->shifted ? ", shifted" : "");
+    for (int i = 0; i < DPCR_PARAMETERS; i++)
+        if (row->present >> i & 1) at += snprintf(text + at, size - (size_t)at, " %s", parameters[i]);
+}

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The rows of the chains' conformance table: a chain named completely (with the seed of its numbers).
+ */
+#ifndef DEEPPCR_TEST_CHAIN_ROWS_H
+#define DEEPPCR_TEST_CHAIN_ROWS_H
+
+#include "ops/chain.h"
+
+typedef struct chain_row {
+    dpcr_step step;
+    dpcr_activation activation;
+    double activation_parameter[2];
+    dpcr_norm norm;
+    double norm_eps, scale;
+    unsigned present; /* bit per dpcr_parameter: it is given; that of W1 (and W2) is always set */
+    bool shifted;     /* arrays aligned to their elements only */
+    int64_t L, B, w, h;
+    double gain; /* |W z| is about gain |z| */
+    uint64_t seed;
+} chain_row;
+
+/* The table; *count rows, to be freed. */
+chain_row *chain_rows(int *count);
+
+/* Whether this kind of chain has the parameter at all, and its elements per step. */
+bool chain_row_has(const chain_row *row, int parameter);
+int64_t chain_row_size(const chain_row *row, int parameter);
+
+void chain_row_text(const chain_row *row, char *text, size_t size);
+
+#endif

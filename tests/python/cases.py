@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests share: random chains, the loop they are held to, and a spy on operator calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torch_deeppcr as dpcr
+from torch_deeppcr import _activations, reference
+
+# name -> a setting of its parameters that is not the default
+ACTIVATIONS: dict[str, tuple[float, ...]] = {
+    "identity": (),
+    "relu": (),
+    "leaky_relu": (0.2,),
+    "elu": (0.7,),
+    "tanh": (),
+    "sigmoid": (),
+    "silu": (),
+    "gelu": (),
+    "gelu_tanh": (),
+    "softplus": (1.5, 2.0),
+}
+NORMS = (None, "layer_norm", "rms_norm")
+
+
+@dataclass
+class Chain:
+    """A chain with its tensors: ``run`` by the product, ``loop`` by the reference."""
+
+    kind: str
+    length: int
+    batch: int
+    width: int
+    hidden: int = 0
+    activation: str = "tanh"
+    norm: str | None = None
+    bias: bool = True
+    scale: float = 0.5
+    gain: float = 1.0
+    dtype: torch.dtype = torch.float64
+    seed: int = 0
+    tensors: list[Tensor | None] = field(init=False)  # input, then the parameters
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        L, w, h = self.length, self.width, self.hidden or self.width
+
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            values = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+            return values.to(self.dtype)
+
+        def matrix(rows: int, columns: int) -> Tensor:
+            return normal(L, rows, columns, scale=self.gain * max(columns, 1) ** -0.5)
+
+        def vector(size: int, there: bool = True, mean: float = 0.0) -> Tensor | None:
+            return normal(L, size, scale=0.3) + mean if there else None
+
+        z = normal(self.batch, w)
+        if self.kind == "mlp":
+            self.tensors = [z, matrix(w, w), vector(w, self.bias)]
+            return
+        weight1, bias1, weight2, bias2 = (
+            matrix(h, w),
+            vector(h, self.bias),
+            matrix(w, h),
+            vector(w, self.bias),
+        )
+        gamma = vector(w, self.norm is not None, mean=1.0)
+        beta = vector(w, self.norm == "layer_norm")
+        self.tensors = [z, weight1, bias1, weight2, bias2, gamma, beta]
+
+    @property
+    def present(self) -> list[Tensor]:
+        return [tensor for tensor in self.tensors if tensor is not None]
+
+    @property
+    def eps(self) -> float:
+        return torch.finfo(self.dtype).eps if self.norm == "rms_norm" else 1e-5
+
+    def _all(self, present: Iterable[Tensor]) -> list[Tensor | None]:
+        values = iter(present)
+        return [None if tensor is None else next(values) for tensor in self.tensors]
+
+    def run(self, *present: Tensor, return_states: bool = False) -> Any:
+        tensors = self._all(present or self.present)
+        activation = (self.activation, *ACTIVATIONS[self.activation])
+        if self.kind == "mlp":
+            return dpcr.mlp_chain(*tensors, activation=activation, return_states=return_states)
+        return dpcr.residual_chain(
+            *tensors,
+            activation=activation,
+            norm=self.norm,
+            scale=self.scale,
+            return_states=return_states,
+        )
+
+    def loop(self, *present: Tensor, return_states: bool = False) -> Any:
+        """The reference, for inputs (..., w) too."""
+        z, *parameters = self._all(present or self.present)
+        outer = z.shape[:-1]
+        options: list[Any] = [self.activation, ACTIVATIONS[self.activation]]
+        if self.kind == "residual":
+            options += [self.norm or "none", self.eps, self.scale]
+        function = reference.mlp if self.kind == "mlp" else reference.residual
+        flat = z.reshape(math.prod(outer), self.width)
+        out, states = function(flat, *parameters, *options, True)
+        out = out.reshape(*outer, self.width)
+        states = states.reshape(self.length, *outer, self.width)
+        return (out, states) if return_states else out
+
+    def elementary(self, *present: Tensor) -> Tensor:
+        """The loop in elementary operations, which PyTorch differentiates rightly at any order: from
+        the third order on its derivatives of layer_norm take mean and variance to be constants."""
+        z, *parameters = self._all(present or self.present)
+        count = self.length
+        steps = [[None] * count if p is None else p.unbind(0) for p in parameters]
+        activation = (self.activation, ACTIVATIONS[self.activation])
+        if self.kind == "mlp":
+            for weight, bias in zip(*steps, strict=True):
+                u = z @ weight.T
+                z = _activations.apply(*activation, u if bias is None else u + bias)
+            return z
+        for weight1, bias1, weight2, bias2, gamma, beta in zip(*steps, strict=True):
+            u = z - z.mean(-1, keepdim=True) if self.norm == "layer_norm" else z
+            if self.norm:
+                u = u / (u.square().mean(-1, keepdim=True) + self.eps).sqrt() * gamma
+            u = u if beta is None else u + beta
+            u = u @ weight1.T if bias1 is None else u @ weight1.T + bias1
+            u = _activations.apply(*activation, u) @ weight2.T
+            z = z + self.scale * (u if bias2 is None else u + bias2)
+        return z
+
+    def to(self, dtype: torch.dtype) -> Chain:
+        """The same numbers in another dtype."""
+        other = Chain(
+            self.kind,
+            self.length,
+            self.batch,
+            self.width,
+            self.hidden,
+            self.activation,
+            self.norm,
+            self.bias,
+            self.scale,
+            self.gain,
+            dtype,
+        )
+        other.tensors = [None if t is None else t.detach().to(dtype) for t in self.tensors]
+        return other
+
+    def require_grad(self) -> Chain:
+        for tensor in self.present:
+            tensor.requires_grad_()
+        return self
+
+
+SMALL_CHAINS = [
+    Chain("mlp", 3, 2, 3, activation="tanh"),
+    Chain("mlp", 2, 3, 2, activation="gelu", bias=False),
+    Chain("residual", 2, 2, 3, hidden=2, activation="silu", norm="layer_norm"),
+    Chain("residual", 2, 2, 2, hidden=3, activation="softplus", norm="rms_norm", bias=False),
+]
+
+
+def name_of(value: object) -> str | None:
+    """Test ids."""
+    if isinstance(value, Chain):
+        return f"{value.kind}-{value.activation}-{value.norm}"
+    return None
+
+
+def scale_of(tensor: Tensor) -> float:
+    """Largest finite magnitude."""
+    values = tensor.detach().abs()
+    values = values[values.isfinite()]
+    return float(values.max()) if values.numel() else 0.0
+
+
+def assert_close(actual: Any, expected: Any, factor: float = 1e3) -> None:
+    """Trees of tensors agree to ``factor`` roundings of the largest element of each tensor (or of a
+    hundredth of the tree's largest: what is exactly zero in theory need not be so in rounding)."""
+    flat_a, spec_a = torch.utils._pytree.tree_flatten(actual)
+    flat_e, spec_e = torch.utils._pytree.tree_flatten(expected)
+    assert len(flat_a) == len(flat_e), (spec_a, spec_e)
+    floor = 1e-2 * max((scale_of(e) for e in flat_e if e is not None), default=0.0)
+    for a, e in zip(flat_a, flat_e, strict=True):
+        if a is None or e is None:
+            assert a is e
+            continue
+        assert a.shape == e.shape and a.dtype == e.dtype, (a.shape, e.shape, a.dtype, e.dtype)
+        tolerance = factor * torch.finfo(e.dtype).eps * max(scale_of(e), floor)
+        torch.testing.assert_close(a, e, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def gradients(function: Callable[..., Any], tensors: list[Tensor], seed: int = 7) -> list[Tensor]:
+    """Gradients of a random linear form of all outputs."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    outputs = torch.utils._pytree.tree_leaves(function(*leaves))
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(
+        (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum()
+        for o in outputs
+    )
+    # The loop leaves out what L = 0 does not use.
+    return list(torch.autograd.grad(total, leaves, materialize_grads=True))
+
+
+class Spy(TorchDispatchMode):
+    """Records the calls of deeppcr's raw operators: (name, arguments)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "deeppcr":
+            self.calls.append((func._opname, args))
+        return func(*args, **(kwargs or {}))
+
+    def arguments(self, name: str) -> list[tuple[Any, ...]]:
+        return [arguments for called, arguments in self.calls if called == name]

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`linear_recurrence`: shapes, values, gradients, segments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from cases import Spy, assert_close, gradients, scale_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import torch_deeppcr as dpcr
+from torch_deeppcr import reference
+
+BLOCKS = ("dense", "diagonal", "scalar", "identity")
+F64 = torch.float64
+
+
+@dataclass
+class Problem:
+    blocks: str
+    length: int
+    batch: int
+    width: int
+    shared: bool = False
+    start: bool = True
+    reverse: bool = False
+    segments: int = 1
+    growth: float = 0.9
+    seed: int = 0
+
+    def tensors(self, dtype: torch.dtype = F64) -> list[Tensor | None]:
+        """A, b, x0."""
+        generator = torch.Generator().manual_seed(self.seed)
+        L, B, w = self.length, self.batch, self.width
+        inner = {"dense": (w, w), "diagonal": (w,), "scalar": (1,)}
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=F64)
+
+        A = None
+        if self.blocks != "identity":
+            A = normal(L, 1 if self.shared else B, *inner[self.blocks]) * self.growth
+            if self.blocks == "dense":
+                A = A / math.sqrt(max(w, 1))
+        values = [A, normal(L, B, w), normal(B, w) if self.start else None]
+        return [None if t is None else t.to(dtype) for t in values]
+
+    def run(self, *tensors: Tensor | None, **more: Any) -> Any:
+        options = {"reverse": self.reverse, "blocks": self.blocks, "segments": self.segments}
+        return dpcr.linear_recurrence(*tensors, **options, **more)
+
+    def loop(self, *tensors: Tensor | None) -> Tensor:
+        return reference.linear_recurrence(*tensors, self.blocks, self.reverse)
+
+
+def present(function: Any, tensors: list[Tensor | None]) -> tuple[Any, list[Tensor]]:
+    """The function of the tensors that are there, and they."""
+
+    def restricted(*values: Tensor) -> Any:
+        given = iter(values)
+        return function(*(None if t is None else next(given) for t in tensors))
+
+    return restricted, [t for t in tensors if t is not None]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    length = draw(st.sampled_from([0, 1, 2, 3, 7, 31, 32, 33, 100]))
+    return Problem(
+        draw(st.sampled_from(BLOCKS)),
+        length,
+        draw(st.sampled_from([0, 1, 2, 3, 9, 33])),
+        draw(st.sampled_from([0, 1, 2, 3, 4, 5, 8, 16, 17])),
+        shared=draw(st.booleans()),
+        start=draw(st.booleans()),
+        reverse=draw(st.booleans()),
+        segments=draw(st.integers(1, max(length, 1))),
+        growth=draw(st.sampled_from([0.3, 0.9, 1.1])),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(problems())
+def test_agrees_with_the_loop(problem: Problem) -> None:
+    tensors = problem.tensors()
+    # Cyclic reduction multiplies blocks, so its roundings may grow where the states shrink again.
+    factor = 1e4 if problem.segments == 1 else 1e6
+    assert_close(problem.run(*tensors), problem.loop(*tensors), factor=factor)
+    ours = gradients(*present(problem.run, tensors))
+    assert_close(ours, gradients(*present(problem.loop, tensors)), factor=factor)
+
+
+@pytest.mark.parametrize("segments", [1, 5, 64])
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_float32_is_as_accurate_as_the_loop(blocks: str, segments: int) -> None:
+    problem = Problem(blocks, 64, 5, 6, segments=segments)
+    tensors = problem.tensors(torch.float32)
+    exact = problem.loop(*(None if t is None else t.double() for t in tensors))
+    ours, loop = (scale_of(f(*tensors) - exact) for f in (problem.run, problem.loop))
+    assert ours <= 10 * loop + 20 * torch.finfo(torch.float32).eps * scale_of(exact)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_segments_and_levels(blocks: str) -> None:
+    """S segments take ceil(log2 S) levels, for L a power of two or not."""
+    for length in (1, 31, 32, 33):
+        problem = Problem(blocks, length, 2, 3)
+        tensors = problem.tensors()
+        expected = problem.loop(*tensors)
+        for segments in sorted({1, 2, 3, length // 2 + 1, length} & set(range(1, length + 1))):
+            problem.segments = segments
+            x, info = problem.run(*tensors, return_info=True)
+            assert_close(x, expected, factor=1e5)
+            assert info.levels == math.ceil(math.log2(segments))
+            assert type(info.levels) is int
+            assert info.recomputed.shape == (2,) and info.recomputed.dtype == torch.bool
+
+
+def test_auto_is_the_plain_loop() -> None:
+    A, b, x0 = Problem("dense", 20, 2, 3).tensors()
+    x, info = dpcr.linear_recurrence(A, b, x0, return_info=True)
+    assert info.levels == 0 and not info.recomputed.any()
+    assert torch.equal(x, dpcr.linear_recurrence(A, b, x0, segments=1))
+
+
+def test_overflowing_products_are_recomputed() -> None:
+    """Growing blocks, then a zero block: products overflow, the loop does not."""
+    A = torch.full((400, 3, 1), 10.0)
+    A[200] = 0.0
+    b = torch.zeros(400, 3, 1)
+    b[:, 1] = 1e-30  # overflows in the loop too
+    b[:, 2] = 0.0
+    x, info = dpcr.linear_recurrence(A, b, segments=400, return_info=True)
+    expected = reference.linear_recurrence(A, b, None, "scalar", False)
+    assert torch.equal(x[:, 0], expected[:, 0]) and bool(info.recomputed[0])
+    assert torch.equal(x.isfinite(), expected.isfinite())
+
+
+def test_not_a_number_stays_in_its_sample() -> None:
+    for segments in (1, 4, 16):
+        problem = Problem("dense", 16, 3, 4, segments=segments)
+        A, b, x0 = problem.tensors()
+        clean = problem.run(A, b, x0)
+        b[7, 1, 2] = float("nan")
+        x = problem.run(A, b, x0)
+        assert torch.equal(x[:, [0, 2]], clean[:, [0, 2]])
+        assert torch.equal(x.isnan(), problem.loop(A, b, x0).isnan())
+
+
+def test_first_block_is_not_read_without_start() -> None:
+    for reverse in (False, True):
+        A, b, _ = Problem("dense", 5, 2, 3).tensors()
+        A[-1 if reverse else 0] = float("nan")
+        x = dpcr.linear_recurrence(A, b, reverse=reverse)
+        assert x.isfinite().all()
+        assert_close(x, reference.linear_recurrence(A, b, None, "dense", reverse))
+
+
+def test_identity_blocks_are_a_cumulative_sum() -> None:
+    b = torch.randn(9, 2, 3, dtype=F64)
+    assert_close(dpcr.linear_recurrence(None, b), b.cumsum(0))
+    assert_close(dpcr.linear_recurrence(None, b, reverse=True), b.flip(0).cumsum(0).flip(0))
+
+
+def test_linearity_and_adjoint() -> None:
+    """<c, S b> = <S^T c, b>, the transposed system having the blocks A_{l+1}^T and running back."""
+    A, b, _ = Problem("dense", 12, 3, 4).tensors()
+    c = torch.randn_like(b)
+    shifted = torch.cat([A[1:], torch.zeros_like(A[:1])]).mT
+    left = (c * dpcr.linear_recurrence(A, b)).sum()
+    right = (dpcr.linear_recurrence(shifted, c, reverse=True) * b).sum()
+    assert_close(left, right)
+    twice = dpcr.linear_recurrence(A, 2 * b)
+    assert torch.equal(twice, 2 * dpcr.linear_recurrence(A, b))
+
+
+# ---- which blocks a shape means ---------------------------------------------------------------------
+
+L, B, W = 5, 3, 4
+READINGS = [
+    ((L, B, W, W), (L, B, W), None, "dense"),
+    ((L, 1, W, W), (L, B, W), None, "dense"),
+    ((L, B, W), (L, B, W), None, "diagonal"),
+    ((L, 1, W), (L, B, W), None, "diagonal"),
+    ((L, B, 1), (L, B, W), None, "scalar"),
+    ((L, 1, 1), (L, B, W), None, "scalar"),
+    (None, (L, B, W), None, "identity"),
+    ((L, W, W), (L, B, W), "dense", "dense"),
+    ((L, W, W), (L, W, W), "dense", "dense"),
+    ((L, W, W), (L, W, W), "diagonal", "diagonal"),
+    ((L, 1, 1), (L, B, 1), None, "scalar"),
+    ((L, 1, 1), (L, 1, 1), None, "scalar"),
+    ((L, 1, 1), (L, 1, 1), "dense", "dense"),
+    ((L, B, 1), (L, B, 1), "diagonal", "diagonal"),
+    ((L, 1, 1), (L, 1, W), "scalar", "scalar"),
+]
+
+
+@pytest.mark.parametrize(("shape", "b_shape", "blocks", "meaning"), READINGS)
+def test_shapes_are_read(shape, b_shape, blocks, meaning) -> None:
+    A = None if shape is None else torch.randn(*shape, dtype=F64)
+    b = torch.randn(*b_shape, dtype=F64)
+    with Spy() as spy:
+        x = dpcr.linear_recurrence(A, b, blocks=blocks)
+    assert spy.calls[0][1][3] == meaning
+    if meaning == "dense" and A.dim() == 3:
+        A = A[:, None]
+    assert_close(x, reference.linear_recurrence(A, b, None, meaning, False))
+
+
+REFUSED = [
+    ((L, W, W), (L, W, W), None, "may hold diagonal blocks"),  # B = w
+    ((L, W, W), (L, B, W), None, r"A\[:, None\]"),
+    ((L, W, W), (L, 1, W), None, r"A\[:, None\]"),
+    ((L, B, W), (L, B, W), "dense", "A must have shape"),
+    ((L, B, W, W), (L, B, W), "diagonal", "A must have shape"),
+    ((L, B, W), (L, B, W), "scalar", "A must have shape"),
+    ((L, 2, W), (L, B, W), None, "A must have shape"),
+    ((L, B, 2), (L, B, W), None, "A must have shape"),
+    ((L - 1, B, W), (L, B, W), None, "A must have shape"),
+    ((L, B, W, W - 1), (L, B, W), None, "A must have shape"),
+    ((W, W), (L, B, W), None, "A must have 3 or 4 dimensions"),
+    ((1, L, B, W, W), (L, B, W), None, "A must have 3 or 4 dimensions"),
+    ((L, B, W, W), (L, W), None, "b must have shape"),
+    ((L, B, W), (L, B, W), "identity", "A must be None"),
+    ((L, B, W), (L, B, W), "banded", "blocks must be one of"),
+]
+
+
+@pytest.mark.parametrize(("shape", "b_shape", "blocks", "message"), REFUSED)
+def test_shapes_are_refused(shape, b_shape, blocks, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        dpcr.linear_recurrence(torch.randn(*shape), torch.randn(*b_shape), blocks=blocks)
+
+
+def test_missing_blocks_are_refused() -> None:
+    with pytest.raises(TypeError, match="A must be a tensor"):
+        dpcr.linear_recurrence(None, torch.randn(L, B, W), blocks="dense")
+
+
+# ---- strides ----------------------------------------------------------------------------------------
+
+
+def copies(function: Any) -> list[str]:
+    """Names of PyTorch's copying operators that run inside."""
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        function()
+    copying = {"aten::copy_", "aten::clone", "aten::contiguous", "aten::_to_copy"}
+    return [event.name for event in recorded.events() if event.name in copying]
+
+
+@pytest.mark.parametrize("blocks", ["dense", "diagonal", "scalar"])
+def test_batch_first_operands_are_not_copied(blocks: str) -> None:
+    A, b, x0 = Problem(blocks, 6, 3, 4).tensors()
+    expected = dpcr.linear_recurrence(A, b, x0, blocks=blocks)
+    batch_first = [t.transpose(0, 1).contiguous() for t in (A, b)]  # (B, L, ...), as users have
+    views = [t.transpose(0, 1) for t in batch_first]
+    assert not views[1].is_contiguous()
+    results = []
+    assert not copies(
+        lambda: results.append(dpcr.linear_recurrence(*views, x0, blocks=blocks))
+    )
+    assert torch.equal(results[0], expected)
+
+
+def test_transposed_blocks_are_not_copied() -> None:
+    A, b, x0 = Problem("dense", 6, 3, 4).tensors()
+    expected = dpcr.linear_recurrence(A.mT.contiguous(), b, x0)
+    results = []
+    assert not copies(lambda: results.append(dpcr.linear_recurrence(A.mT, b, x0)))
+    assert torch.equal(results[0], expected)
+    assert copies(lambda: A.mT.contiguous())  # the probe sees copies
+
+
+@pytest.mark.parametrize("blocks", ["dense", "diagonal", "scalar"])
+def test_any_stride_gives_the_same(blocks: str) -> None:
+    A, b, x0 = Problem(blocks, 6, 3, 4).tensors()
+
+    def spread(t: Tensor) -> Tensor:  # no unit stride anywhere
+        return torch.stack([t, t], dim=-1)[..., 0]
+
+    strided = [spread(t) for t in (A, b, x0)]
+    for function in (
+        lambda *t: dpcr.linear_recurrence(*t, blocks=blocks),
+        lambda *t: dpcr.linear_recurrence(*t, blocks=blocks, segments=6, reverse=True),
+    ):
+        assert torch.equal(function(*strided), function(A, b, x0))
+        assert_close(gradients(function, strided), gradients(function, [A, b, x0]))
+
+
+# ---- gradients --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_gradcheck(blocks: str, shared: bool, reverse: bool) -> None:
+    problem = Problem(blocks, 3, 2, 2, shared=shared, reverse=reverse, segments=3)
+    function, leaves = present(problem.run, problem.tensors())
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    assert torch.autograd.gradcheck(
+        function, leaves, check_forward_ad=True, check_batched_grad=True
+    )
+    assert torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True)
+
+
+def test_derivatives_of_derivatives_need_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    A, b, x0 = (t.requires_grad_() for t in Problem("dense", 4, 2, 3).tensors())
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the plain loop ran")
+
+    monkeypatch.setattr(reference, "linear_recurrence", refuse)
+    x = dpcr.linear_recurrence(A, b, x0)
+    (gA,) = torch.autograd.grad(x.square().sum(), A, create_graph=True)
+    (ggA,) = torch.autograd.grad(gA.square().sum(), A, create_graph=True)
+    ggA.sum().backward()
+    assert x0.grad.abs().sum() > 0
+
+
+def test_unneeded_gradients_are_not_computed() -> None:
+    for needed in ("A", "b", "x0"):
+        tensors = dict(zip(("A", "b", "x0"), Problem("dense", 4, 2, 3).tensors(), strict=True))
+        tensors[needed].requires_grad_()
+        x = dpcr.linear_recurrence(**tensors)
+        saved = x.grad_fn.saved_tensors
+        assert (saved[2] is not None) == (needed == "A")  # the states serve gA alone
+        with Spy() as spy:
+            x.sum().backward()
+        (arguments,) = spy.arguments("linear_recurrence_backward")
+        assert arguments[7:] == (needed == "A", needed == "x0")
+        assert all((t.grad is not None) == (name == needed) for name, t in tensors.items())
+
+
+def test_no_steps() -> None:
+    for blocks in BLOCKS:
+        tensors = Problem(blocks, 0, 2, 3).tensors()
+        function, leaves = present(Problem(blocks, 0, 2, 3).run, tensors)
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        x = function(*leaves)
+        assert x.shape == (0, 2, 3)
+        for gradient, leaf in zip(torch.autograd.grad(x.sum(), leaves), leaves, strict=True):
+            assert torch.equal(gradient, torch.zeros_like(leaf))
