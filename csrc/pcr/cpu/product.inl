@@ -134,11 +134,25 @@ MAYBE_UNUSED static void FN(square_product)(int64_t w, const struct FN(matrix) *
     }
 }
 
+/* element i is element order[i] of [a b]; order is a constant at every call */
+#ifdef __clang__
+INLINE VEC FN(shuffle)(VEC a, VEC b, FN(mask) order) {
+    VEC mixed;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < LANES; i++) mixed[i] = order[i] < LANES ? a[order[i]] : b[order[i] - LANES];
+    return mixed;
+}
+#else
+INLINE VEC FN(shuffle)(VEC a, VEC b, FN(mask) order) {
+    return __builtin_shuffle(a, b, order);
+}
+#endif
+
 /* [a b] -> sums of neighbouring pairs, those of a first */
 INLINE VEC FN(add_pairs)(VEC a, VEC b) {
     FN(mask) even, odd;
     for (INT i = 0; i < LANES; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
-    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+    return FN(shuffle)(a, b, even) + FN(shuffle)(a, b, odd);
 }
 
 /* LANES rows of dot products with x, in lanes: k in whole vectors, then one by one */

@@ -10,7 +10,7 @@ INLINE VEC FN(interleave)(const int second, VEC a, VEC b) {
     FN(mask) order;
     for (INT i = 0; i < LANES; i++)
         order[i] = (i % 2 ? (INT)LANES : 0) + i / 2 + (second ? (INT)LANES / 2 : 0);
-    return __builtin_shuffle(a, b, order);
+    return FN(shuffle)(a, b, order);
 }
 
 /* to[j * to_stride + i] = from[i * from_stride + j], i, j < LANES: interleaving rows i and i + LANES/2 log2 LANES times */
