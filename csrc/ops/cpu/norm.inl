@@ -9,14 +9,19 @@
  * RMS: symmetric but for gamma, so project() serves tangents (before gamma) and vjps (after it).
  */
 
-/* column sums of x (w,n), times y (w,n) if not NULL -> sums (n) */
+/* column sums of x (w,n), times y (w,n) if not NULL -> sums (n); n is 1 or whole vectors */
 static void FN(lane_sums)(int64_t w, int64_t n, const REAL *x, const REAL *y, REAL *sums) {
-    memset(sums, 0, (size_t)n * sizeof(REAL));
-    for (int64_t i = 0; i < w; i++)
+    REAL single = 0;
+    for (int64_t i = 0; n == 1 && i < w; i++) single += y ? x[i] * y[i] : x[i];
+    if (n == 1) sums[0] = single;
+    for (int64_t j = 0; n > 1 && j < n; j += LANES) {
+        VEC sum = {0};
         if (y)
-            for (int64_t j = 0; j < n; j++) sums[j] += x[i * n + j] * y[i * n + j];
+            for (int64_t i = 0; i < w; i++) sum += FN(load)(x + i * n + j) * FN(load)(y + i * n + j);
         else
-            for (int64_t j = 0; j < n; j++) sums[j] += x[i * n + j];
+            for (int64_t i = 0; i < w; i++) sum += FN(load)(x + i * n + j);
+        FN(store)(sums + j, sum);
+    }
 }
 
 /* z (w,n) -> xhat (w,n), rstd (n) */
@@ -47,20 +52,32 @@ static void FN(affine)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL
     }
 }
 
+/* v <- rstd (v - mean - xhat along), rows of lanes; step is a constant at every call: 1, or 0 to broadcast */
+INLINE void FN(subtract_projection)(const int64_t step, int64_t w, int64_t lanes, const REAL *xhat,
+                                    const REAL *rstd, const REAL *sums, REAL *v) {
+    const REAL share = 1 / (REAL)w, *mean = sums, *along = sums + lanes;
+    for (int64_t i = 0; i < w; i++) {
+        const REAL *x = xhat + i * (step ? lanes : 1);
+        REAL *row = v + i * lanes;
+        for (int64_t j = 0; j < lanes; j++)
+            row[j] = rstd[j * step] * (row[j] - mean[j] * share - x[j * step] * (along[j] * share));
+    }
+}
+
 /* v (w,lanes) <- rstd (v - mean(v) - xhat mean(xhat v)); xhat (w,n), rstd (n), broadcast along the
  * lanes where n = 1; sums: 2 lanes */
 static void FN(project)(const dpcr_chain *chain, int64_t n, int64_t lanes, const REAL *xhat, const REAL *rstd,
                         REAL *v, REAL *sums) {
-    const int64_t w = chain->w, step = n > 1;
-    const REAL share = 1 / (REAL)w;
+    const int64_t w = chain->w;
     REAL *mean = sums, *along = sums + lanes;
     memset(sums, 0, (size_t)(2 * lanes) * sizeof(REAL));
     if (chain->norm == DPCR_LAYER_NORM) FN(lane_sums)(w, lanes, v, NULL, mean);
+    if (n == lanes) {
+        FN(lane_sums)(w, lanes, v, xhat, along);
+        FN(subtract_projection)(1, w, lanes, xhat, rstd, sums, v);
+        return;
+    }
     for (int64_t i = 0; i < w; i++)
-        for (int64_t j = 0; j < lanes; j++) along[j] += xhat[i * n + j * step] * v[i * lanes + j];
-    for (int64_t i = 0; i < w; i++)
-        for (int64_t j = 0; j < lanes; j++)
-            v[i * lanes + j] =
-                rstd[j * step]
-                * (v[i * lanes + j] - mean[j] * share - xhat[i * n + j * step] * (along[j] * share));
+        for (int64_t j = 0; j < lanes; j++) along[j] += xhat[i] * v[i * lanes + j];
+    FN(subtract_projection)(0, w, lanes, xhat, rstd, sums, v);
 }
