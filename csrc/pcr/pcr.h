@@ -68,8 +68,8 @@ typedef struct dpcr_device dpcr_device;
 
 typedef struct dpcr_exec { /* by value; owns nothing */
     const dpcr_device *device;
-    int64_t
-        threads; /* how many bodies parallel_for may run at once, >= 1: sizes the scratch, never the result */
+    /* how many bodies parallel_for may run at once, >= 1: sizes the scratch, never the result */
+    int64_t threads;
     dpcr_parallel_for parallel_for; /* NULL: one thread */
     void *pool;                     /* first argument of parallel_for */
     int64_t grain; /* operations that pay for another thread (a start costs 2 to 50 us); 0: always */

@@ -13,7 +13,8 @@
  *   relu       0          0              silu          4         1.5 r
  *   leaky_relu 0.6        0.6            gelu          1.5 r     1.5 r
  *   elu        2 / 1.5    1.5            gelu_tanh     1.5 r     1.5 r / 2 r
- *   tanh       1.5 / 2.5  1.5 r          softplus      3 / 2     3
+ *   tanh       1.5 / 2.5  1.5 r          softplus      3 / 2     3      (p u is rounded first: |p u| more,
+ *                                                                         unless p is a power of two)
  */
 
 struct FN(act) {

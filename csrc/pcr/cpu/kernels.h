@@ -25,8 +25,8 @@ struct walk {
     dpcr_block block;
     int64_t L, B, w, S;
     bool shared; /* blocks serve all samples */
-    bool
-        wide; /* dense shared blocks act on panels of samples; set by the whole batch, so that tiling it changes no bit */
+    /* dense shared blocks act on panels of samples; set by the whole batch, so that tiling it changes no bit */
+    bool wide;
     struct block_view M;
     struct vector_view b, x0, x; /* x0.data NULL: zero, M_0 is not read */
     double tolerance;            /* relative, of the check in repair */

@@ -169,7 +169,7 @@ INLINE VEC FN(dot_rows)(int64_t k, const REAL *W, int64_t rs, const REAL *x) {
 #pragma GCC unroll 5
     for (int half = LANES / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
-        for (int r = 0; r < half; r++) acc[r] = FN(add_pairs)(acc[2 * r], acc[2 * r + 1]);
+        for (int64_t r = 0; r < half; r++) acc[r] = FN(add_pairs)(acc[2 * r], acc[2 * r + 1]);
     for (; i < k; i++)
         for (int r = 0; r < LANES; r++) acc[0][r] += W[r * rs + i] * x[i];
     return acc[0];

@@ -21,7 +21,7 @@ INLINE void FN(transpose_block)(const REAL *from, int64_t from_stride, REAL *to,
 #pragma GCC unroll 4
     for (int64_t round = 1; round < LANES; round *= 2) {
 #pragma GCC unroll 8
-        for (int i = 0; i < LANES / 2; i++) {
+        for (int64_t i = 0; i < LANES / 2; i++) {
             mixed[2 * i] = FN(interleave)(0, row[i], row[i + LANES / 2]);
             mixed[2 * i + 1] = FN(interleave)(1, row[i], row[i + LANES / 2]);
         }
