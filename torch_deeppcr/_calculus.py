@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._transforms import without_autocast
+
 Function = Callable[..., tuple[Tensor, ...]]
 MaybeTensor = Tensor | None
 
@@ -31,8 +33,10 @@ def vjp(
 ) -> tuple[MaybeTensor, ...]:
     """Cotangents of the ``wanted`` inputs, None for the others; a cotangent None is zero."""
     active = [i for i, tensor in enumerate(inputs) if wanted[i] and tensor is not None]
-    outputs, pull = _linearize(_restrict(function, inputs, active), [inputs[i] for i in active])
-    gradients = dict(zip(active, pull(_fill(cotangents, outputs)), strict=True))
+    restricted, values = _restrict(function, inputs, active)
+    with without_autocast(values[0]):
+        outputs, pull = _linearize(restricted, values)
+        gradients = dict(zip(active, pull(_fill(cotangents, outputs)), strict=True))
     return tuple(gradients.get(i) for i in range(len(inputs)))
 
 
@@ -41,10 +45,12 @@ def jvp(
 ) -> tuple[Tensor, ...]:
     """Tangents of the outputs; a tangent None is zero."""
     active = [i for i, tangent in enumerate(tangents) if tangent is not None]
-    outputs, pull = _linearize(_restrict(function, inputs, active), [inputs[i] for i in active])
-    zeros = tuple(torch.zeros_like(output) for output in outputs)
-    _, transposed = _linearize(pull, [zeros])
-    return transposed(tuple(tangents[i] for i in active))[0]
+    restricted, values = _restrict(function, inputs, active)
+    with without_autocast(values[0]):
+        outputs, pull = _linearize(restricted, values)
+        zeros = tuple(torch.zeros_like(output) for output in outputs)
+        _, transposed = _linearize(pull, [zeros])
+        return transposed(tuple(tangents[i] for i in active))[0]
 
 
 def _linearize(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
@@ -52,8 +58,10 @@ def _linearize(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
     return torch.func.vjp(function, *inputs)
 
 
-def _restrict(function: Function, inputs: Sequence[MaybeTensor], active: Sequence[int]) -> Function:
-    """``function`` of the active inputs alone, the others held fixed."""
+def _restrict(
+    function: Function, inputs: Sequence[MaybeTensor], active: Sequence[int]
+) -> tuple[Function, list[Any]]:
+    """``function`` of the active inputs alone, the others held fixed; and the active inputs."""
 
     def restricted(*values: Tensor) -> tuple[Tensor, ...]:
         arguments = list(inputs)
@@ -61,7 +69,7 @@ def _restrict(function: Function, inputs: Sequence[MaybeTensor], active: Sequenc
             arguments[i] = value
         return tuple(function(*arguments))
 
-    return restricted
+    return restricted, [inputs[i] for i in active]
 
 
 def _fill(cotangents: Sequence[MaybeTensor], outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -35,7 +35,7 @@ def load(folders: Iterable[str]) -> None:
         try:
             torch.ops.load_library(path)
         except OSError as error:
-            reason = f"{path} does not load: {error}"
+            reason = f"{path} does not load: {error.__cause__ or error}"
         else:
             devices = frozenset({"cpu", "meta"})
             return

@@ -228,7 +228,8 @@ def tangent(
     blocks, reverse, _ = options
     right = torch.zeros_like(x) if db is None else db
     if dA is not None:
-        right = right + _multiply(dA, previous(x, x0, reverse), blocks)
+        with without_autocast(x):
+            right = right + _multiply(dA, previous(x, x0, reverse), blocks)
     return solve(A, right, dx0, *options)[0]
 
 

@@ -91,7 +91,8 @@ def residual_chain(
         norm_weight, norm_bias: (L, w) or None; only with a norm (norm_bias only with "layer_norm").
         activation: as in `mlp_chain`.
         norm: None, "layer_norm" or "rms_norm", over the w elements of a state.
-        norm_eps: None is PyTorch's default: 1e-5 for "layer_norm", eps of the dtype for "rms_norm".
+        norm_eps: None is PyTorch's default: 1e-5 for "layer_norm", for "rms_norm" eps of the
+            arithmetic's dtype (float32 for half precision).
         scale: a finite number.
         return_states: also return all states z_1..z_L.
 
@@ -195,9 +196,11 @@ def _to_float32(value: Any) -> Any:
 
 
 def _default_eps(norm: str, state: object) -> float:
-    if norm == "rms_norm":
-        return torch.finfo(_checks.real_tensor("input", state).dtype).eps
-    return 1e-5
+    """PyTorch's: for "rms_norm" eps of the arithmetic, which is float32 for half precision."""
+    if norm != "rms_norm":
+        return 1e-5
+    double = _checks.real_tensor("input", state).dtype == torch.float64
+    return torch.finfo(torch.float64 if double else torch.float32).eps
 
 
 def _block_kind(A: object, b: Tensor, blocks: str | None) -> str:

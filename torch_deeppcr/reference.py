@@ -114,8 +114,8 @@ def linear_recurrence(
 
 def _layer_norm(z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
     """F.layer_norm; inside torch.func, where derivatives of any order are taken, by elementary
-    operations: from the third on (the second, if one is forward) PyTorch's own are wrong, because they
-    take mean and variance to be constants."""
+    operations: PyTorch's own are wrong from the third on (from the second where one is forward),
+    because they take mean and variance to be constants."""
     if not func_active():
         return F.layer_norm(z, z.shape[-1:], gamma, beta, eps)
     z = z - z.mean(-1, keepdim=True)

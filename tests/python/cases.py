@@ -83,7 +83,9 @@ class Chain:
 
     @property
     def eps(self) -> float:
-        return torch.finfo(self.dtype).eps if self.norm == "rms_norm" else 1e-5
+        if self.norm != "rms_norm":
+            return 1e-5
+        return torch.finfo(torch.float64 if self.dtype == torch.float64 else torch.float32).eps
 
     def _all(self, present: Iterable[Tensor]) -> list[Tensor | None]:
         values = iter(present)
@@ -117,8 +119,8 @@ class Chain:
         return (out, states) if return_states else out
 
     def elementary(self, *present: Tensor) -> Tensor:
-        """The loop in elementary operations, which PyTorch differentiates rightly at any order: from
-        the third order on its derivatives of layer_norm take mean and variance to be constants."""
+        """The loop in elementary operations, which PyTorch differentiates rightly at any order: its
+        third derivatives of layer_norm take mean and variance to be constants."""
         z, *parameters = self._all(present or self.present)
         count = self.length
         steps = [[None] * count if p is None else p.unbind(0) for p in parameters]

@@ -6,7 +6,9 @@ import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than a few seconds (Inductor, AOTInductor)")
+    config.addinivalue_line(
+        "markers", "slow: takes more than a few seconds (Inductor, AOTInductor)"
+    )
     torch.set_num_threads(1)
 
 

@@ -9,9 +9,7 @@ from cases import ACTIVATIONS, NORMS, Chain, assert_close, gradients, name_of, s
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-SETTINGS = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -44,9 +42,7 @@ def steepest(chain: Chain) -> float:
 @given(chains())
 def test_float64_agrees_with_the_loop(chain: Chain) -> None:
     factor = 1e4 * steepest(chain)
-    assert_close(
-        chain.run(return_states=True), chain.loop(return_states=True), factor=factor
-    )
+    assert_close(chain.run(return_states=True), chain.loop(return_states=True), factor=factor)
 
     def both(function):
         return lambda *tensors: function(*tensors, return_states=True)

@@ -151,13 +151,13 @@ def test_without_native_kernel() -> None:
     assert not graph_calls(net, x)
 
 
-# ---- what raises ------------------------------------------------------------------------------------
+# ---- what raises --------------------------------------------------------------------------------
 
 
 @each_network
 def test_refused_derivatives_name_the_reason(net: nn.Module) -> None:
     x = torch.randn(3, 5)
-    with pytest.raises(Exception, match="forward-mode derivatives .* not supported under"):
+    with pytest.raises(Exception, match=r"forward-mode derivatives .* not supported under"):
         compiled(lambda x: jvp(net, (x,), (x,))[1])(x)
     with pytest.raises(Exception, match=r"torch\.func derivatives .* not supported under"):
         compiled(grad(lambda x: net(x).sum()))(x)
@@ -197,7 +197,7 @@ def test_bad_arguments_are_named(net: nn.Module) -> None:
         compiled(net)(torch.ones(3, 5, dtype=torch.int32))
 
 
-# ---- export -------------------------------------------------------------------------------------------
+# ---- export -------------------------------------------------------------------------------------
 
 
 @each_network
@@ -216,7 +216,7 @@ def test_export(net: nn.Module, strict: bool, tmp_path: Path) -> None:
     assert_close(with_gradients(module, theirs), with_gradients(net, leaves))
 
 
-# ---- Inductor -----------------------------------------------------------------------------------------
+# ---- Inductor -----------------------------------------------------------------------------------
 
 
 class Model(nn.Module):

@@ -44,9 +44,7 @@ def test_gradgradcheck(chain: Chain) -> None:
     def function(*tensors: torch.Tensor) -> Any:
         return chain.run(*tensors, return_states=chain.activation == "tanh")
 
-    assert torch.autograd.gradgradcheck(
-        function, leaves, check_fwd_over_rev=True, fast_mode=True
-    )
+    assert torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True, fast_mode=True)
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -95,7 +93,7 @@ def test_plain_forward_mode() -> None:
                 assert forward_ad.unpack_dual(chain.run(*one)).tangent.abs().sum() > 0
 
 
-# ---- what is computed, and what is not ----------------------------------------------------------------
+# ---- what is computed, and what is not ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("chain", SMALL_CHAINS, ids=name_of)

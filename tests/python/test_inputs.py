@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the functions accept and refuse: dtypes, devices, autocast, and every kind of bad argument."""
+"""What the functions accept and refuse: dtypes, devices, autocast, bad arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import torch_deeppcr as dpcr
 from torch_deeppcr import reference
 
-# ---- dtypes and devices -----------------------------------------------------------------------------
+# ---- dtypes and devices -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -120,7 +120,7 @@ def test_unusual_tensors() -> None:
     assert_close(chain.run(inference, weight, bias), chain.run())
 
 
-# ---- bad arguments ------------------------------------------------------------------------------------
+# ---- bad arguments ------------------------------------------------------------------------------
 
 Z, W, B = torch.randn(2, 4), torch.randn(3, 4, 4), torch.randn(3, 4)
 W1, B1, W2 = torch.randn(3, 5, 4), torch.randn(3, 5), torch.randn(3, 4, 5)

@@ -34,10 +34,11 @@ SCHEMAS = {
     "linear_recurrence": "Tensor? A, Tensor b, Tensor? x0, str blocks, bool reverse, "
     "SymInt segments) -> (Tensor x, Tensor info)",
     "linear_recurrence_backward": "Tensor gx, Tensor? A, Tensor? x0, Tensor x, str blocks, "
-    "bool reverse, SymInt segments, bool need_A, bool need_x0) -> (Tensor gA, Tensor gb, Tensor gx0)",
+    "bool reverse, SymInt segments, bool need_A, bool need_x0) -> "
+    "(Tensor gA, Tensor gb, Tensor gx0)",
     "mlp": f"Tensor z0, {MLP}, bool save_states) -> (Tensor z, Tensor states)",
-    "mlp_backward": f"Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, {MLP}, bool[] needs) -> "
-    "(Tensor gz0, Tensor gweight, Tensor gbias)",
+    "mlp_backward": f"Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, {MLP}, "
+    "bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias)",
     "residual": f"Tensor z0, {CHAIN}, bool save_states) -> (Tensor z, Tensor states)",
     "residual_backward": f"Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, {CHAIN}, "
     "bool[] needs) -> (Tensor gz0, Tensor gweight1, Tensor gbias1, Tensor gweight2, Tensor gbias2, "
@@ -51,7 +52,7 @@ def test_schema(name: str) -> None:
     assert str(getattr(ops, name).default._schema) == f"deeppcr::{name}({SCHEMAS[name]}"
 
 
-# ---- activations ------------------------------------------------------------------------------------
+# ---- activations --------------------------------------------------------------------------------
 
 TORCH_FUNCTIONS: dict[str, Any] = {
     "identity": lambda u: u,
@@ -108,7 +109,7 @@ def test_subgradients_at_zero_are_those_of_pytorch() -> None:
         torch.testing.assert_close(left, right, msg=name)
 
 
-# ---- registrations ----------------------------------------------------------------------------------
+# ---- registrations ------------------------------------------------------------------------------
 
 
 def chain_arguments(chain: Chain) -> tuple[Any, ...]:
@@ -234,7 +235,7 @@ def test_direct_calls_under_autocast() -> None:
     assert_close(z, chain.to(torch.float32).loop())
 
 
-# ---- bad arguments, checked in the kernel and in the fake kernel ------------------------------------
+# ---- bad arguments, checked in the kernel and in the fake kernel --------------------------------
 
 z, W, b = torch.randn(2, 4), torch.randn(3, 4, 4), torch.randn(3, 4)
 BAD_MLP = [

@@ -182,7 +182,7 @@ def test_linearity_and_adjoint() -> None:
     assert torch.equal(twice, 2 * dpcr.linear_recurrence(A, b))
 
 
-# ---- which blocks a shape means ---------------------------------------------------------------------
+# ---- which blocks a shape means -----------------------------------------------------------------
 
 L, B, W = 5, 3, 4
 READINGS = [
@@ -246,7 +246,7 @@ def test_missing_blocks_are_refused() -> None:
         dpcr.linear_recurrence(None, torch.randn(L, B, W), blocks="dense")
 
 
-# ---- strides ----------------------------------------------------------------------------------------
+# ---- strides ------------------------------------------------------------------------------------
 
 
 def copies(function: Any) -> list[str]:
@@ -265,9 +265,7 @@ def test_batch_first_operands_are_not_copied(blocks: str) -> None:
     views = [t.transpose(0, 1) for t in batch_first]
     assert not views[1].is_contiguous()
     results = []
-    assert not copies(
-        lambda: results.append(dpcr.linear_recurrence(*views, x0, blocks=blocks))
-    )
+    assert not copies(lambda: results.append(dpcr.linear_recurrence(*views, x0, blocks=blocks)))
     assert torch.equal(results[0], expected)
 
 
@@ -296,7 +294,7 @@ def test_any_stride_gives_the_same(blocks: str) -> None:
         assert_close(gradients(function, strided), gradients(function, [A, b, x0]))
 
 
-# ---- gradients --------------------------------------------------------------------------------------
+# ---- gradients ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reverse", [False, True])

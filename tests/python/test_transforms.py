@@ -62,9 +62,9 @@ TRANSFORMS: dict[str, Function] = {
     )(*t),
     "vmap": lambda f, *t: vmap(lambda z: f(z, *t[1:]))(torch.stack([t[0], 2 * t[0]])),
     "vmap over all": lambda f, *t: vmap(f)(*(torch.stack([a, 0.5 * a, -a]) for a in t)),
-    "vmap(grad)": lambda f, *t: vmap(
-        grad(scalar(f), everything(t)), (0, *(None for _ in t[1:]))
-    )(torch.stack([t[0], 2 * t[0]]), *t[1:]),
+    "vmap(grad)": lambda f, *t: vmap(grad(scalar(f), everything(t)), (0, *(None for _ in t[1:])))(
+        torch.stack([t[0], 2 * t[0]]), *t[1:]
+    ),
     "vmap(vmap)": lambda f, *t: vmap(vmap(lambda z: f(z, *t[1:]), 1, 1))(
         torch.stack([torch.stack([t[0], 2 * t[0]], 1), torch.stack([t[0], -t[0]], 1)])
     ),
@@ -115,12 +115,12 @@ def test_one_dimensional_input(name: str) -> None:
     assert_close(transform(chain.run, *one), transform(chain.loop, *one))
 
 
-# ---- vmap: which calls it makes ---------------------------------------------------------------------
+# ---- vmap: which calls it makes -----------------------------------------------------------------
 
 
 def test_shared_parameters_fold_into_the_batch() -> None:
     chain = Chain("mlp", 3, 2, 4)
-    z, *parameters = chain.present
+    parameters = chain.present[1:]
     many = torch.randn(5, 2, 4, dtype=F64)
     with Spy() as spy:
         out = vmap(lambda z: chain.run(z, *parameters))(many)
@@ -140,7 +140,9 @@ def test_states_are_mapped_in_place() -> None:
     assert_close(states, torch.stack(expected))
 
 
-@pytest.mark.parametrize("dims", [(None, 1, None), (0, 0, 0), (None, None, 0), (2, 1, 1), (0, None, None)])
+@pytest.mark.parametrize(
+    "dims", [(None, 1, None), (0, 0, 0), (None, None, 0), (2, 1, 1), (0, None, None)]
+)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_vmap_of_the_recurrence(batch: int, shared: bool, dims: tuple[int | None, ...]) -> None:
