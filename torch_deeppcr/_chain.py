@@ -77,9 +77,9 @@ class Chain(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.kind, ctx.options, ctx.saved, z0, *parameters = inputs
         ctx.set_materialize_grads(False)
-        saved = (z0, output[1], *parameters)
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        ctx.save_for_backward(z0, output[1], *parameters)
+        if forward_ad_active():
+            ctx.save_for_forward(z0, *parameters)  # an output here would keep the graph alive
 
     @staticmethod
     def backward(ctx: Any, gz: MaybeTensor, gstates: MaybeTensor) -> tuple[MaybeTensor, ...]:
@@ -87,19 +87,18 @@ class Chain(torch.autograd.Function):
         if gz is None and gstates is None:
             return (None,) * (3 + len(needs))
         z0, states, *parameters = ctx.saved_tensors
-        if not ctx.saved:
-            gstates, states = None, recompute(ctx.kind, ctx.options, z0, parameters)
+        if not ctx.saved:  # a transform hid from the forward pass that gradients would be wanted
+            states = recompute(ctx.kind, ctx.options, z0, parameters)
         gradients = pullback(ctx.kind, ctx.options, needs, gz, gstates, z0, states, *parameters)
         return (None, None, None, *select(gradients, needs))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: MaybeTensor) -> tuple[Tensor, ...]:
-        def run(*tensors: MaybeTensor) -> tuple[Tensor, ...]:
-            return ctx.kind.loop(*tensors, *ctx.options, ctx.saved)
+        def run(z0: Tensor, *parameters: MaybeTensor) -> tuple[Tensor, ...]:
+            return ctx.kind.loop(z0, *parameters, *ctx.options, ctx.saved)
 
         with outer_forward_ad():
-            z0, _, *parameters = primals(ctx.saved_tensors)
-            return _calculus.jvp(run, (z0, *parameters), primals(tangents[3:]))
+            return _calculus.jvp(run, primals(ctx.saved_tensors), primals(tangents[3:]))
 
     @staticmethod
     def vmap(
@@ -167,7 +166,8 @@ class ChainBackward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         saved = (gz, gstates, z0, *parameters)
         ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        if forward_ad_active():
+            ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: MaybeTensor) -> tuple[MaybeTensor, ...]:

@@ -75,13 +75,14 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        A, _, x0, *ctx.options = inputs
+        A, b, x0, *ctx.options = inputs
         x, info = output
         ctx.mark_non_differentiable(info)
         ctx.set_materialize_grads(False)
         # The states are needed for gA alone.
         ctx.save_for_backward(A, x0, x if ctx.needs_input_grad[0] else None)
-        ctx.save_for_forward(A, x0, x)
+        if forward_ad_active():
+            ctx.save_for_forward(A, b, x0)  # an output here would keep the graph alive
 
     @staticmethod
     def backward(ctx: Any, gx: MaybeTensor, _: None) -> tuple[MaybeTensor, ...]:
@@ -151,7 +152,8 @@ class RecurrenceBackward(torch.autograd.Function):
         ctx.options = inputs[4:]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:4])
-        ctx.save_for_forward(*inputs[:4])
+        if forward_ad_active():
+            ctx.save_for_forward(*inputs[:4])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: MaybeTensor) -> tuple[MaybeTensor, ...]:
@@ -222,12 +224,13 @@ def adjoint(
 def tangent(
     saved: Sequence[Any], options: Sequence[Any], tangents: Sequence[MaybeTensor]
 ) -> Tensor:
-    """Tangent of x, for saved (A, x0, x) and the tangents of A, b, x0, each perhaps None."""
-    A, x0, x = saved
+    """Tangent of x, for saved (A, b, x0) and the tangents of A, b, x0, each perhaps None."""
+    A, b, x0 = saved
     dA, db, dx0 = tangents
     blocks, reverse, _ = options
-    right = torch.zeros_like(x) if db is None else db
+    right = torch.zeros_like(b) if db is None else db
     if dA is not None:
+        x, _ = solve(A, b, x0, *options)
         with without_autocast(x):
             right = right + _multiply(dA, previous(x, x0, reverse), blocks)
     return solve(A, right, dx0, *options)[0]

@@ -16,7 +16,7 @@ from ._transforms import autocast_enabled, func_active
 ActivationLike = str | tuple[Any, ...] | torch.nn.Module | Activation
 #: A tensor, or a tuple of it and what ``return_states`` or ``return_info`` asks for.
 Output = Any
-_NORM_NAMES = {None: "none", "layer_norm": "layer_norm", "rms_norm": "rms_norm"}
+_NORMS = (None, "layer_norm", "rms_norm")
 
 
 class RecurrenceInfo(NamedTuple):
@@ -99,9 +99,8 @@ def residual_chain(
     Returns, dtypes, devices, autocast and errors: as `mlp_chain`.
     """
     name, numbers = _activations.resolve(activation)
-    if norm not in _NORM_NAMES:
-        _checks.choice("norm", norm, tuple(_NORM_NAMES))
-    norm = _NORM_NAMES[norm]
+    _checks.choice("norm", norm, _NORMS)
+    norm = norm or "none"
     _checks.norm_parameters(norm, norm_weight, norm_bias)
     if norm_eps is None:
         norm_eps = _default_eps(norm, input)
@@ -151,7 +150,7 @@ def linear_recurrence(
             is not in 1..L, or ``blocks`` is unknown.
 
     Method: reduce-then-scan over segments, the scan by parallel cyclic reduction as in DeepPCR
-    (Danieli et al., NeurIPS 2023, arXiv 2309.16318, section 3).
+    (Danieli et al., NeurIPS 2023, arXiv 2309.16318).
     """
     b = _checks.real_tensor("b", b)
     if autocast_enabled(b):
@@ -207,10 +206,11 @@ def _block_kind(A: object, b: Tensor, blocks: str | None) -> str:
     """Which blocks the shape of A means; ValueError where it could mean two things."""
     if blocks is not None:
         _checks.choice("blocks", blocks, _checks.BLOCKS)
-        return blocks
     if A is None:
-        return "identity"
+        return blocks or "identity"
     A = _checks.like("A", A, "b", b)
+    if blocks is not None:
+        return blocks
     if A.dim() not in (3, 4):
         raise ValueError(f"A must have 3 or 4 dimensions, got shape {tuple(A.shape)}")
     if A.dim() == 4 or b.dim() != 3:

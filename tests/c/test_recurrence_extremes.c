@@ -10,6 +10,7 @@
 #include "support/numbers.h"
 #include "support/recurrence_reference.h"
 #include "support/recurrence_run.h"
+#include "support/reduced.h"
 
 #include <stdlib.h>
 
@@ -214,24 +215,24 @@ static void check_bad(const recurrence_row *row, dpcr_dtype dtype, double bad, i
 
 /* States that pass through zero, decay to nothing, or grow by 1e15 are no reason to recompute. */
 static void check_healthy(spectrum kind, int64_t w, dpcr_dtype dtype, const backend *at) {
-    for (int64_t S = 2; S <= 1024; S *= 8) {
-        const recurrence_row row = {.block = w == 1 ? DPCR_SCALAR : DPCR_DENSE,
-                                    .start = true,
-                                    .L = 1024,
-                                    .B = 64,
-                                    .w = w,
-                                    .S = S,
-                                    .spectrum = kind,
-                                    .seed = 5};
-        recurrence_case c = recurrence_case_create(&row, dtype);
+    const recurrence_row row = {.block = w == 1 ? DPCR_SCALAR : DPCR_DENSE,
+                                .start = true,
+                                .L = REDUCED ? 256 : 1024,
+                                .B = w == 1 ? 64 : 16,
+                                .w = w,
+                                .S = 1,
+                                .spectrum = kind,
+                                .seed = 5};
+    recurrence_case c = recurrence_case_create(&row, dtype);
+    for (int64_t S = 2; S <= row.L; S *= 8) {
         recurrence_run run = solve(&c, at, MODE_ALONE, S);
         context(&c, at, "healthy");
         int64_t flagged = 0;
         for (int64_t s = 0; s < row.B; s++) flagged += run.recomputed[s];
-        CHECK(flagged == 0, "%d of %d samples are flagged", (int)flagged, (int)row.B);
+        CHECK(flagged == 0, "%d of %d samples are flagged with S=%d", (int)flagged, (int)row.B, (int)S);
         recurrence_run_destroy(&run);
-        recurrence_case_destroy(&c);
     }
+    recurrence_case_destroy(&c);
 }
 
 static void check_shape(dpcr_block block, bool transposed, int64_t w, int64_t S, const backend *at) {
@@ -249,22 +250,21 @@ static void check_shape(dpcr_block block, bool transposed, int64_t w, int64_t S,
     }
 }
 
-int main(void) {
+static void check_device(const backend *at) {
     static const int64_t widths[] = {1, 3, 8, 17}, segments[] = {2, 7, 24, STEPS};
+    static const int64_t healthy[] = {1, 2, 8};
+    for (int block = DPCR_DENSE; block <= DPCR_IDENTITY; block++)
+        for (int k = 0; k < 32; k += REDUCED ? 5 : 1)
+            check_shape((dpcr_block)block, k % 2, widths[k / 2 % 4], segments[k / 8], at);
+    for (int kind = 0; kind < SPECTRA; kind++)
+        for (int k = 0; k < 6; k++)
+            check_healthy((spectrum)kind, healthy[k / 2], k % 2 ? DPCR_F64 : DPCR_F32, at);
+}
+
+int main(void) {
     int count;
     const backend *list = backends(&count);
-    for (int d = 0; d < count; d++) {
-        if (!list[d].device) continue;
-        for (int block = DPCR_DENSE; block <= DPCR_IDENTITY; block++)
-            for (int k = 0; k < 32; k++)
-                check_shape((dpcr_block)block, k % 2, widths[k / 2 % 4], segments[k / 8], &list[d]);
-        for (int kind = 0; kind < SPECTRA; kind++)
-            for (int k = 0; k < 6; k++)
-                check_healthy((spectrum)kind,
-                              k < 2   ? 1
-                              : k < 4 ? 2
-                                      : 8,
-                              k % 2 ? DPCR_F64 : DPCR_F32, &list[d]);
-    }
+    for (int d = 0; d < count; d++)
+        if (list[d].device) check_device(&list[d]);
     return check_finish();
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests share: random chains, the loop they are held to, and a spy on operator calls."""
+"""What the tests share: random problems, the loops they are held to, a spy on operator calls."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_deeppcr as dpcr
@@ -172,11 +173,75 @@ SMALL_CHAINS = [
 ]
 
 
+MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": lambda **o: dpcr.nn.MLPChain(4, 3, **o),
+    "mlp-elu": lambda **o: dpcr.nn.MLPChain(4, 3, ("elu", 0.5), bias=False, **o),
+    "residual": lambda **o: dpcr.nn.ResidualChain(4, 3, **o),
+    "residual-layer_norm": lambda **o: dpcr.nn.ResidualChain(
+        4, 3, hidden=5, activation=nn.LeakyReLU(0.3), norm="layer_norm", scale=0.3, **o
+    ),
+    "residual-rms_norm": lambda **o: dpcr.nn.ResidualChain(
+        4, 3, hidden=2, activation="gelu_tanh", norm="rms_norm", norm_eps=1e-3, bias=False, **o
+    ),
+}
+each_module = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
 def name_of(value: object) -> str | None:
     """Test ids."""
     if isinstance(value, Chain):
         return f"{value.kind}-{value.activation}-{value.norm}"
     return None
+
+
+@dataclass
+class Problem:
+    """A linear recurrence: ``run`` by the product, ``loop`` by the reference."""
+
+    blocks: str
+    length: int
+    batch: int
+    width: int
+    shared: bool = False
+    start: bool = True
+    reverse: bool = False
+    segments: int = 1
+    growth: float = 0.9
+    seed: int = 0
+
+    def tensors(self, dtype: torch.dtype = torch.float64) -> list[Tensor | None]:
+        """A, b, x0."""
+        generator = torch.Generator().manual_seed(self.seed)
+        L, B, w = self.length, self.batch, self.width
+        inner = {"dense": (w, w), "diagonal": (w,), "scalar": (1,)}
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        A = None
+        if self.blocks != "identity":
+            A = normal(L, 1 if self.shared else B, *inner[self.blocks]) * self.growth
+            if self.blocks == "dense":
+                A = A / math.sqrt(max(w, 1))
+        values = [A, normal(L, B, w), normal(B, w) if self.start else None]
+        return [None if t is None else t.to(dtype) for t in values]
+
+    def run(self, *tensors: Tensor | None, **more: Any) -> Any:
+        options = {"reverse": self.reverse, "blocks": self.blocks, "segments": self.segments}
+        return dpcr.linear_recurrence(*tensors, **options, **more)
+
+    def loop(self, *tensors: Tensor | None) -> Tensor:
+        return reference.linear_recurrence(*tensors, self.blocks, self.reverse)
+
+
+def present(function: Any, tensors: list[Tensor | None]) -> tuple[Any, list[Tensor]]:
+    """The function of the tensors that are there, and they."""
+
+    def restricted(*values: Tensor) -> Any:
+        given = iter(values)
+        return function(*(None if t is None else next(given) for t in tensors))
+
+    return restricted, [t for t in tensors if t is not None]
 
 
 def scale_of(tensor: Tensor) -> float:

@@ -32,10 +32,10 @@ def chains(draw: st.DrawFn) -> Chain:
 
 
 def steepest(chain: Chain) -> float:
-    """How much a chain may enlarge roundings: its largest state gradient, at least 1."""
-    if not chain.present[0].numel():
-        return 1.0
-    return max(1.0, max(scale_of(g) for g in gradients(chain.loop, chain.present)[:1]))
+    """How much a chain may enlarge roundings: its gradient, and 1 / sqrt(eps) of a norm, by which
+    PyTorch's loop multiplies the rounding of a state without variance (width 1)."""
+    norm = chain.eps**-0.5 if chain.norm == "layer_norm" and chain.width == 1 else 1.0
+    return norm * max(1.0, scale_of(gradients(chain.loop, chain.present)[0]))
 
 
 @SETTINGS

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -189,6 +191,35 @@ def test_either_output_alone_or_both() -> None:
         (arguments,) = spy.arguments("residual_backward")
         assert (arguments[0] is None) == (name in ("states", "middle"))
         assert (arguments[1] is None) == (name == "z")
+
+
+def test_nothing_outlives_its_graph() -> None:
+    """No reference cycle: what a forward pass saved goes with its result, without the collector."""
+    net = dpcr.nn.MLPChain(4, 3)
+    A, b = torch.randn(5, 2, 3, 3, requires_grad=True), torch.randn(5, 2, 3)
+    x = torch.randn(2, 4)
+
+    def plain() -> list[torch.Tensor]:
+        return [*net(x, return_states=True), dpcr.linear_recurrence(A, b)]
+
+    def twice() -> list[torch.Tensor]:
+        grads = torch.autograd.grad(net(x).sum(), list(net.parameters()), create_graph=True)
+        x_A = torch.autograd.grad(dpcr.linear_recurrence(A, b).sum(), A, create_graph=True)
+        return [*grads, *x_A]
+
+    def forward() -> list[torch.Tensor]:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(A, A.detach())
+            return [net(forward_ad.make_dual(x, x)), dpcr.linear_recurrence(dual, b)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for function in (plain, twice, forward):
+            graphs = [weakref.ref(tensor.grad_fn) for tensor in function()]
+            assert graphs and all(graph() is None for graph in graphs), function
+    finally:
+        gc.enable()
 
 
 def test_backward_twice_and_in_place_changes() -> None:

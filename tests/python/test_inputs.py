@@ -82,6 +82,23 @@ def test_autocast_and_derivatives_inside_it() -> None:
     assert_close(tangent, expected)
 
 
+def test_autocast_and_derivatives_of_the_recurrence() -> None:
+    tensors = torch.randn(6, 2, 3, 3), torch.randn(6, 2, 3), torch.randn(2, 3)
+    directions = tuple(torch.randn_like(t) for t in tensors)
+
+    def derivatives() -> Any:
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        x = dpcr.linear_recurrence(*leaves)
+        first = torch.autograd.grad(x.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        return second, torch.func.jvp(dpcr.linear_recurrence, tensors, directions)[1]
+
+    expected = derivatives()
+    with torch.autocast("cpu", torch.bfloat16):
+        for ours, value in zip(derivatives(), expected, strict=True):
+            assert_close(ours, value)
+
+
 def test_autocast_leaves_float64_alone() -> None:
     chain = Chain("mlp", 3, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -183,6 +200,8 @@ BAD = [
     (residual(Z, W1, B1, W2, B1), ValueError, r"bias2 .* \(L, w\) = \(3, 4\), got \(3, 5\)"),
     (block(B1, norm="rms_norm"), ValueError, "norm_weight must have shape"),
     (block(B, B1, norm="layer_norm"), ValueError, "norm_bias must have shape"),
+    (recurrence(1.0, R, blocks="dense"), TypeError, "A must be a tensor, got float"),
+    (recurrence(R, R, blocks=["dense"]), ValueError, "blocks must be one of"),
     (recurrence(R, R, R[0, 0]), ValueError, r"x0 .* \(B, w\) = \(3, 2\), got \(2,\)"),
     (recurrence(R, R, R[0, :2]), ValueError, r"x0 must have shape .* got \(2, 2\)"),
     # activations
@@ -201,6 +220,7 @@ BAD = [
     # options
     (mlp(Z, W, return_states=1), TypeError, "return_states must be True or False, got 1"),
     (block(norm="batch_norm"), ValueError, "norm must be one of None, 'layer_norm', 'rms_norm'"),
+    (block(norm=["layer_norm"]), ValueError, "norm must be one of"),
     (block(norm="none"), ValueError, "norm must be one of"),
     (block(B), ValueError, "norm_weight must be None"),
     (block(B, B, norm="rms_norm"), ValueError, "norm_bias must be None"),
