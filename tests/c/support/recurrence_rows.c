@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The table in three parts: every length with every kind of segmentation; every batch with every
- * width; every layout.  What a part does not run through is drawn at random, and where a drawn row
+ * The table in parts: every length with every kind of segmentation; every batch with every
+ * width, and large ones; every layout.  What a part does not run through is drawn at random, and where a drawn row
  * would cost more than COST its batch and width are drawn again.
  */
 #include "recurrence_rows.h"
@@ -114,12 +114,27 @@ static void add_layouts(table *t, dpcr_block block, bool transposed) {
     }
 }
 
+/* More samples than kernels may take at once, whatever their groups are. */
+static void add_batches(table *t, dpcr_block block) {
+    static const int64_t shapes[][2] = {{5000, 1}, {1500, 3}, {300, 16}};
+    for (int64_t i = 0; i < 2 * COUNT(shapes); i++) {
+        recurrence_row row = draw(t);
+        row.block = block;
+        row.B = shapes[i / 2][0];
+        row.w = shapes[i / 2][1];
+        row.L = 5;
+        row.S = i % 2 ? 3 : 1;
+        table_add(t, row);
+    }
+}
+
 recurrence_row *recurrence_rows(int *count) {
     table t = {.row = allocate(CAPACITY * sizeof(recurrence_row)), .random = {20}};
     for (int block = DPCR_DENSE; block <= DPCR_IDENTITY; block++) {
         add_lengths(&t, (dpcr_block)block, false);
         add_lengths(&t, (dpcr_block)block, true);
         add_widths(&t, (dpcr_block)block);
+        add_batches(&t, (dpcr_block)block);
         add_layouts(&t, (dpcr_block)block, false);
         add_layouts(&t, (dpcr_block)block, true);
     }
