@@ -6,10 +6,11 @@
  *     DPCR_RESIDUAL   f_l(z) = z + scale * (W2_l act(W1_l norm(z) + b1_l) + b2_l)
  *
  * The L steps are cut into S = plan.segments segments; segment k = 1..S holds the steps
- * floor((k-1)L/S)+1 .. floor(kL/S).  dpcr_chain_propagate walks every segment from its own start state;
- * with S = 1 that is the whole chain in one fused pass: a tile of samples stays in cache through all
- * L steps.  With tangents it also carries the product of the step Jacobians along each segment.
- * dpcr_chain_backward walks back through all L steps by vector-Jacobian products.
+ * floor((k-1)L/S)+1 .. floor(kL/S).  dpcr_chain_solve runs the whole chain: with S = 1 in one fused pass,
+ * a tile of samples staying in cache through all L steps; with S > 1 by Newton's method on the start
+ * states of the segments (multiple shooting; S = L is DeepPCR), see newton.h.  dpcr_chain_backward is its
+ * vector-Jacobian product, with the same choice.  dpcr_chain_propagate is the building block: every
+ * segment from a given start state, with the products of the step Jacobians if asked for.
  *
  * The contract is that of pcr.h.  Arrays are contiguous and row-major.
  */
@@ -86,15 +87,82 @@ DPCR_API dpcr_status dpcr_chain_propagate(dpcr_exec exec, const dpcr_chain *chai
                                           const dpcr_propagation *pass, const dpcr_plan *plan,
                                           dpcr_buffer workspace);
 
+/* ---- the whole chain ------------------------------------------------------------------------ */
+
+/* What stands for the product P of a segment's step Jacobians in Newton's linear system. */
+typedef enum dpcr_structure {
+    DPCR_P_DENSE,    /* itself: Newton */
+    DPCR_P_IDENTITY, /* I: Picard's iteration, for chains of residual blocks */
+    DPCR_P_ZERO,     /* 0: Jacobi's iteration */
+    DPCR_STRUCTURES
+} dpcr_structure;
+
+/* When a dense P is computed: at every sweep from the first, or for each sample only where its last sweep gained too little. */
+typedef enum dpcr_refresh { DPCR_ADAPTIVE, DPCR_ALWAYS, DPCR_REFRESHES } dpcr_refresh;
+
+/* How segments are tied together; not read where plan.segments is 1. */
+typedef struct dpcr_newton {
+    dpcr_structure structure;
+    dpcr_refresh refresh; /* of forward: in backward P is that of the final states */
+    double rtol;          /* error of a start state relative to that state, > 0 */
+    double atol;          /* absolute; a state smaller than atol / rtol counts as of that size */
+    int64_t max_sweeps;   /* then the rest is walked sequentially; 0: at once; negative: min(S, 40) */
+    bool finish;          /* false: what has not converged is left as it is */
+} dpcr_newton;
+
+/* Dense, adaptive, rtol 8 eps, atol 0, max_sweeps of its own, finish. */
+DPCR_API dpcr_newton dpcr_newton_default(dpcr_dtype dtype);
+
+/* The end of a sample. */
+typedef enum dpcr_verdict {
+    DPCR_CONVERGED,  /* to rtol (S = 1: exact) */
+    DPCR_SEQUENTIAL, /* not in max_sweeps; finished by walking, bit-equal to S = 1 */
+    DPCR_UNCONVERGED /* not in max_sweeps, and finish was false */
+} dpcr_verdict;
+
+/* What a solve tells of every sample: rows of an array (DPCR_REPORT,B) of doubles. */
+typedef enum dpcr_report {
+    DPCR_SWEEPS,         /* propagations, the final one included; 1 where S = 1, 0 where L, B or w is 0 */
+    DPCR_TANGENT_SWEEPS, /* of these with tangents */
+    DPCR_VERDICT,
+    DPCR_ERROR,  /* estimated, relative: of the worst boundary after the last update */
+    DPCR_LEVELS, /* of cyclic reduction in one solve: ceil(log2 S); 0 where none was solved */
+    DPCR_FLOPS,  /* of matrix products: steps, tangents, cyclic reduction */
+    DPCR_REPORT
+} dpcr_report;
+
+typedef struct dpcr_solution {
+    const void *z0;            /* (B,w) */
+    const void *guess;         /* (L,B,w) of z_1..z_L, or NULL: z0 everywhere; not read where S = 1 */
+    void *z;                   /* (B,w) z_L */
+    void *states;              /* (L,B,w) z_1..z_L, or NULL: not kept */
+    void *checkpoints;         /* (C,B,w), C = dpcr_checkpoints(L, S), or NULL: not kept */
+    double *report;            /* (DPCR_REPORT,B), or NULL */
+    const dpcr_newton *newton; /* NULL: the default */
+} dpcr_solution;
+
+/* States that backward can do with: C of them, z before the steps floor(c L / C) + 1, c = 0..C-1.
+ * C = S, or the root of L where S is 1. */
+DPCR_API int64_t dpcr_checkpoints(int64_t L, int64_t S);
+
+DPCR_API dpcr_status dpcr_chain_solve_workspace(dpcr_exec exec, const dpcr_chain *chain,
+                                                const dpcr_solution *solution, const dpcr_plan *plan,
+                                                size_t *bytes);
+DPCR_API dpcr_status dpcr_chain_solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_solution *solution,
+                                      const dpcr_plan *plan, dpcr_buffer workspace);
+
 /* ---- backward ------------------------------------------------------------------------------- */
 
 typedef struct dpcr_pullback {
-    const void *z0;                    /* (B,w) */
-    const void *states;                /* (L,B,w), of the forward pass */
-    const void *gz;                    /* (B,w) gradient of z_L, or NULL: zero */
-    const void *gstates;               /* (L,B,w) gradients of all states, added to it, or NULL: zero */
-    void *gz0;                         /* (B,w), or NULL: not wanted */
+    const void *z0;          /* (B,w) */
+    const void *states;      /* (L,B,w), of the forward pass; or NULL, and then */
+    const void *checkpoints; /* (C,B,w), of a forward pass with the same S: states are computed again */
+    const void *gz;          /* (B,w) gradient of z_L, or NULL: zero */
+    const void *gstates;     /* (L,B,w) gradients of all states, added to it, or NULL: zero */
+    void *gz0;               /* (B,w), or NULL: not wanted */
     void *gparameter[DPCR_PARAMETERS]; /* shaped as the parameters; NULL: not wanted, and costs nothing */
+    double *report;                    /* (DPCR_REPORT,B), or NULL */
+    const dpcr_newton *newton;         /* NULL: the default */
 } dpcr_pullback;
 
 DPCR_API dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chain,

@@ -1,32 +1,51 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Kernels of the chains, as a device offers them to chain.c.
+ * Kernels of the chains, as a device offers them to chain.c, solve.c and backward.c.
  *
  * The unit of work is a *tile*: a fixed number of samples that stay together through all steps.
  */
 #ifndef DEEPPCR_OPS_KERNELS_H
 #define DEEPPCR_OPS_KERNELS_H
 
-#include "chain.h"
-#include "pcr/internal.h"
+#include "ops/newton.h"
 
-/* All segments of a chain, each from its own start. */
+/* Segments k0..k1-1 of S, each from its own start, for the samples first..first+samples-1 of the batch. */
 struct propagate_pass {
     dpcr_exec exec;
     const dpcr_chain *chain;
-    dpcr_propagation arrays;
-    int64_t S;
+    int64_t S, k0, k1, first, samples;
+    struct segment_rows starts,
+        ends; /* starts.data NULL: the states of `trajectory`; ends.data NULL: not kept */
+    struct trajectory {
+        const void *z0;     /* (B,w) */
+        const void *states; /* (L,B,w) */
+    } trajectory;
+    void *states; /* (-,B,w): those of step l as row l - states_first; NULL: not kept */
+    int64_t states_first;
+    struct tangent_maps { /* P_k (samples,w,w) at data + first + k * step; NULL: not computed */
+        void *data;
+        int64_t first, step;
+        bool transposed;
+    } tangents;
+    const struct newton_sample *control; /* (samples) what each of them needs; NULL: all of it */
+    bool keep_all;                       /* states of all samples, not of candidates alone */
     char *scratch;
     size_t scratch_bytes;
 };
 
-/* Steps first..last-1 of a chain, backwards. */
+/* Steps first..last-1 of a chain backwards, in those of its segments k0..k1-1 of S; segments are counted
+ * from the last (as newton.h has them). */
 struct pullback_pass {
     dpcr_exec exec;
     const dpcr_chain *chain;
     const dpcr_pullback *arrays;
     int64_t first, last;
-    void *adjoint;      /* (B,w) gradient of z_last in, of z_first out */
+    int64_t S, k0, k1, sample, samples;
+    struct segment_rows starts, ends; /* gradients of the states after a segment in, of those before it out */
+    const void *before;               /* (B,w) z before step `first` */
+    const void *states;               /* (-,B,w): that after step l as row l - states_first */
+    int64_t states_first;
+    const struct newton_sample *control;
     void *saved;        /* (last-first,B,saved) what the parameter gradients need, or NULL: none wanted */
     int64_t saved_size; /* elements of it per step and sample */
     char *scratch;
@@ -37,9 +56,12 @@ struct chain_kernels {
     int64_t (*tile)(const dpcr_chain *chain);
     size_t (*propagate_scratch)(const dpcr_chain *chain, bool tangents);
     void (*propagate)(const struct propagate_pass *pass);
+    /* The samples that are not settled, one segment after the other; their starts become exact. */
+    void (*finish)(const struct propagate_pass *pass);
     size_t (*pullback_scratch)(const dpcr_chain *chain);
     int64_t (*saved_size)(const dpcr_chain *chain);
     void (*pullback)(const struct pullback_pass *pass);
+    void (*finish_pullback)(const struct pullback_pass *pass);
     /* Parameter gradients of the pass's steps, each the sum over all samples in their order. */
     void (*gradient)(const struct pullback_pass *pass);
     void (*activate)(dpcr_activation activation, const double parameter[2], int64_t count, const void *u,
@@ -53,5 +75,30 @@ int64_t dpcr_parameter_size(const dpcr_chain *chain, dpcr_parameter parameter);
 extern const struct chain_kernels dpcr_chain_generic[2], dpcr_chain_v3[2], dpcr_chain_v4[2];
 
 const struct chain_kernels *dpcr_chain_kernels(const dpcr_device *device, dpcr_dtype dtype);
+
+/* ---- what solve.c and backward.c share (chain.c) -------------------------------------------- */
+
+bool dpcr_has_parameter(const dpcr_chain *chain, int parameter);
+dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr_plan *plan);
+dpcr_status dpcr_check_parameters(const dpcr_chain *chain);
+extern const char *const dpcr_parameter_names[DPCR_PARAMETERS];
+/* DPCR_BAD_ARGUMENT where bytes is more than the plan's cap. */
+dpcr_status dpcr_fit_cap(const dpcr_plan *plan, size_t bytes);
+/* As many of `slots` pieces of scratch as the cap leaves room for, at least one. */
+int64_t dpcr_slots_within(const dpcr_plan *plan, int64_t slots, size_t each, size_t others);
+
+/* Tasks of a pass over that many segments and samples. */
+static inline int64_t dpcr_tile_count(const dpcr_chain *chain, int64_t tile, int64_t S, int64_t samples) {
+    return chain->w == 0 ? 0 : S * dpcr_ceil_div(samples, tile);
+}
+
+static inline bool dpcr_no_states(const dpcr_chain *chain) {
+    return chain->B == 0 || chain->w == 0;
+}
+
+/* Flops of the matrix products of a step, for one vector. */
+static inline double dpcr_step_flops(const dpcr_chain *chain) {
+    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)chain->w * (double)chain->h;
+}
 
 #endif

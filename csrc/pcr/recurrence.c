@@ -3,11 +3,14 @@
  * The linear recurrence over any device: arguments checked once, the problem brought to one form,
  * then
  *     reduce      every segment to an affine map
- *     combine     the maps, ceil(log2 S) levels of parallel cyclic reduction
+ *     eliminate   every second segment, in each of ceil(log2 S) levels, and
+ *     back-substitute, level by level: cyclic reduction over the maps
  *     substitute  from the start states so found, checking them
  *     repair      the samples that failed the check, by the loop
  * or, with S = 1, the loop alone.  Work of S > 1 relative to the loop: about w (dense) or 2 (diagonal)
- * for the maps, plus S log2 S products; depth L / S + log2 S.
+ * for the maps, of which cyclic reduction multiplies S more; depth 2 L / S + 2 log2 S.  Parallel cyclic
+ * reduction, which needs no way back because it never drops an equation, has half that depth for
+ * S log2 S products: right for a device with a processor per equation, ten times the work on any other.
  */
 #include "pcr/cpu/kernels.h"
 
@@ -109,11 +112,10 @@ static size_t carve(struct walk *walk, dpcr_dtype dtype, void *base) {
     const int64_t tasks = walk->S * dpcr_ceil_div(walk->B, dpcr_max(kernels->group(walk), 1));
     walk->scratch = dpcr_take(&arena, kernels->scratch(walk) * (size_t)dpcr_slots(walk->exec, tasks));
     if (walk->S == 1) return arena.used;
-    const size_t element = dpcr_size_of(dtype), vectors = (size_t)(walk->S * walk->B * walk->w) * element;
-    const size_t maps =
-        (size_t)(walk->S * (walk->shared ? 1 : walk->B) * dpcr_map_size(walk->block, walk->w)) * element;
-    for (int i = 0; i < 2; i++) walk->maps[i] = dpcr_take(&arena, maps);
-    for (int i = 0; i < 2; i++) walk->offsets[i] = dpcr_take(&arena, vectors);
+    const size_t element = dpcr_size_of(dtype), elements = (size_t)dpcr_level_elements(walk->S) * element;
+    const int64_t maps = (walk->shared ? 1 : walk->B) * dpcr_map_size(walk->block, walk->w);
+    walk->maps = dpcr_take(&arena, elements * (size_t)maps);
+    walk->offsets = dpcr_take(&arena, elements * (size_t)(walk->B * walk->w));
     walk->damping = dpcr_take(&arena, (size_t)(walk->S * (walk->shared ? 1 : walk->B)) * sizeof(double));
     walk->gap = dpcr_take(&arena, (size_t)(walk->S * walk->B) * sizeof(double));
     walk->size = dpcr_take(&arena, (size_t)(walk->S * walk->B) * sizeof(double));
@@ -167,19 +169,23 @@ dpcr_status dpcr_recurrence_workspace(dpcr_exec exec, const dpcr_recurrence *pro
 
 /* ---- solve ---------------------------------------------------------------------------------- */
 
+int dpcr_cyclic_reduction(const struct walk *walk, const struct recurrence_kernels *kernels) {
+    int levels = 0;
+    for (; dpcr_level(walk->S, levels).count > 1; levels++) kernels->eliminate(walk, levels);
+    for (int level = levels; level-- > 0;) kernels->back_substitute(walk, level);
+    return levels;
+}
+
 /* One tile of samples -> number of levels */
-static int64_t solve_tile(struct walk *walk, const struct recurrence_kernels *kernels, int32_t *recomputed) {
-    int64_t levels = 0;
+static int64_t solve_tile(const struct walk *walk, const struct recurrence_kernels *kernels,
+                          int32_t *recomputed) {
     if (walk->S == 1) {
         kernels->sequential(walk);
         for (int64_t s = 0; recomputed && s < walk->B; s++) recomputed[s] = 0;
-        return levels;
+        return 0;
     }
     kernels->reduce(walk);
-    for (int64_t distance = 1; distance < walk->S; distance *= 2, levels++) {
-        kernels->combine(walk, distance);
-        walk->current = 1 - walk->current;
-    }
+    const int levels = dpcr_cyclic_reduction(walk, kernels);
     kernels->substitute(walk);
     kernels->repair(walk, recomputed);
     return levels;

@@ -18,6 +18,7 @@
 #include "ops/cpu/mlp.inl"
 #include "ops/cpu/residual.inl"
 #include "ops/cpu/passes.inl"
+#include "ops/cpu/newton.inl"
 #include "pcr/cpu/end_dtype.h"
 
 #define REAL double
@@ -32,10 +33,15 @@
 #include "ops/cpu/mlp.inl"
 #include "ops/cpu/residual.inl"
 #include "ops/cpu/passes.inl"
+#include "ops/cpu/newton.inl"
 #include "pcr/cpu/end_dtype.h"
 
-#define KERNELS(dtype)                                                                           \
-    {tile_##dtype,       propagate_scratch_##dtype, propagate_##dtype, pullback_scratch_##dtype, \
-     saved_size_##dtype, pullback_##dtype,          gradient_##dtype,  activate_##dtype}
+#define CHAIN(dtype)                                                  \
+    {tile_##dtype,     propagate_scratch_##dtype, propagate_##dtype,  \
+     finish_##dtype,   pullback_scratch_##dtype,  saved_size_##dtype, \
+     pullback_##dtype, finish_pullback_##dtype,   gradient_##dtype,   \
+     activate_##dtype}
+#define NEWTON(dtype) {residuals_##dtype, confirm_##dtype, update_##dtype, judge_##dtype}
 
-const struct chain_kernels LEVEL(dpcr_chain)[2] = {KERNELS(f32), KERNELS(f64)};
+const struct chain_kernels LEVEL(dpcr_chain)[2] = {CHAIN(f32), CHAIN(f64)};
+const struct newton_kernels LEVEL(dpcr_newton)[2] = {NEWTON(f32), NEWTON(f64)};

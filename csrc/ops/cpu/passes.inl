@@ -30,8 +30,47 @@ static double FN(step_work)(const dpcr_chain *chain) {
            + 40.0 * (double)chain->h;
 }
 
-static REAL *FN(row)(const void *rows, int64_t index, int64_t s, const dpcr_chain *chain) {
-    return rows ? (REAL *)rows + (index * chain->B + s) * chain->w : NULL;
+/* Row (l, s) of an array (-,B,w) of the chain. */
+static REAL *FN(row)(const void *rows, int64_t l, int64_t s, const dpcr_chain *chain) {
+    return rows ? (REAL *)rows + (l * chain->B + s) * chain->w : NULL;
+}
+
+static REAL *FN(segment_row)(const struct segment_rows *rows, int64_t k, int64_t s, int64_t w) {
+    return (REAL *)rows->data + (k * rows->samples + rows->first + s) * w;
+}
+
+/* A tile on its way: its samples s0..s0+count-1 of a pass, in panels of n lanes. */
+struct FN(tile_at) {
+    int64_t s0, count, n;
+};
+
+/* task -> tile; returns the segment, counted from 0 */
+static int64_t FN(tile_of)(const dpcr_chain *chain, int64_t samples, int64_t task, struct FN(tile_at) * at) {
+    const int64_t tile = FN(tile)(chain), tiles = dpcr_ceil_div(samples, tile);
+    at->s0 = task % tiles * tile;
+    at->count = dpcr_min(tile, samples - at->s0);
+    at->n = FN(lanes_of)(tile, at->count);
+    return task / tiles;
+}
+
+/* What the samples of a tile want of a segment.  A tile does what any of its samples wants: the others only
+ * see their own numbers again. */
+struct FN(wants) {
+    bool walk, tangents, states;
+};
+
+static struct FN(wants) FN(wants_of)(const struct newton_sample *control, const struct FN(tile_at) * at,
+                                     int64_t k, int64_t S, bool states, bool all) {
+    struct FN(wants) wants = {false, false, false};
+    for (int64_t s = at->s0; s < at->s0 + at->count; s++) {
+        const struct newton_sample *sample = &control[s];
+        if (sample->phase == NEWTON_SETTLED) continue;
+        const bool keep = states && (all || sample->phase == NEWTON_CANDIDATE);
+        wants.states |= keep;
+        wants.walk |= keep || k >= sample->exact;
+        wants.tangents |= sample->refresh && k > sample->exact && k < S - 1;
+    }
+    return wants;
 }
 
 /* ---- propagate ------------------------------------------------------------------------------ */
@@ -59,57 +98,130 @@ static void FN(seed_tangents)(int64_t w, int64_t n, struct FN(tangents) Q) {
             for (int64_t j = 0; j < n; j++) Q.data[(i * w + i) * n + j] = 1;
 }
 
-/* -> P (count,w,w) of the tile's samples */
-static void FN(store_tangents)(int64_t w, int64_t n, int64_t count, struct FN(tangents) Q, REAL *P) {
-    for (int64_t s = 0; s < count; s++)
+/* -> P (count,w,w) of the tile's samples that want it */
+static void FN(store_tangents)(const struct propagate_pass *pass, int64_t k, const struct FN(tile_at) * at,
+                               struct FN(tangents) Q) {
+    const struct tangent_maps *maps = &pass->tangents;
+    const int64_t w = pass->chain->w, row = maps->transposed ? 1 : w, column = maps->transposed ? w : 1;
+    for (int64_t s = 0; s < at->count; s++) {
+        if (pass->control && !pass->control[at->s0 + s].refresh) continue;
+        REAL *P = (REAL *)maps->data + maps->first + k * maps->step + (at->s0 + s) * w * w;
         for (int64_t i = 0; i < w; i++)
             for (int64_t c = 0; c < w; c++)
-                P[(s * w + i) * w + c] = n == 1 ? Q.data[i * Q.lanes + c] : Q.data[(c * w + i) * n + s];
+                P[i * row + c * column] =
+                    at->n == 1 ? Q.data[i * Q.lanes + c] : Q.data[(c * w + i) * at->n + s];
+    }
 }
 
-static void FN(propagate_task)(const void *argument, int64_t task, void *memory) {
-    const struct propagate_pass *pass = argument;
+static const REAL *FN(start_row)(const struct propagate_pass *pass, int64_t k, int64_t s) {
+    const int64_t before = dpcr_edge(k, pass->chain->L, pass->S) - 1, sample = pass->first + s;
+    if (pass->starts.data) return FN(segment_row)(&pass->starts, k, s, pass->chain->w);
+    return before < 0 ? FN(row)(pass->trajectory.z0, 0, sample, pass->chain)
+                      : FN(row)(pass->trajectory.states, before, sample, pass->chain);
+}
+
+/* One tile through one segment. */
+static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const struct FN(tile_at) * at,
+                             struct FN(wants) wants, void *memory) {
     const dpcr_chain *chain = pass->chain;
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
-    const int64_t w = chain->w, tile = FN(tile)(chain), tiles = dpcr_ceil_div(chain->B, tile);
-    const int64_t k = task / tiles, s0 = task % tiles * tile, count = dpcr_min(tile, chain->B - s0);
-    const int64_t n = FN(lanes_of)(tile, count), lanes = FN(tangent_lanes)(chain, n);
+    const int64_t w = chain->w, n = at->n, lanes = FN(tangent_lanes)(chain, n);
     struct arena arena = {memory, 0};
     REAL *z = dpcr_take(&arena, FN(bytes)(w * n)), *next = dpcr_take(&arena, FN(bytes)(w * n));
-    const bool tangents = pass->arrays.tangents != NULL;
     struct FN(tangents) Q = {NULL, n == 1 ? 1 : w, lanes};
-    if (tangents) {
+    if (wants.tangents) {
         Q.data = dpcr_take(&arena, FN(bytes)(Q.panels * w * lanes));
         FN(seed_tangents)(w, n, Q);
     }
     REAL *scratch = dpcr_take(&arena, 0);
-    FN(load_tile)(w, count, n, FN(row)(pass->arrays.starts, k, s0, chain), z);
+    FN(load_tile)(w, at->count, n, FN(start_row)(pass, k, at->s0), z);
     const int64_t last = dpcr_edge(k + 1, chain->L, pass->S);
     for (int64_t l = dpcr_edge(k, chain->L, pass->S); l < last; l++) {
-        if (tangents)
+        if (wants.tangents)
             kind->tangent(chain, l, n, z, next, Q, scratch);
         else
             kind->forward(chain, l, n, z, next, scratch);
-        if (pass->arrays.states)
-            FN(store_tile)(w, count, n, next, FN(row)(pass->arrays.states, l, s0, chain), w);
+        if (wants.states)
+            FN(store_tile)(w, at->count, n, next,
+                           FN(row)(pass->states, l - pass->states_first, pass->first + at->s0, chain), w);
         REAL *swap = z;
         z = next, next = swap;
     }
-    FN(store_tile)(w, count, n, z, FN(row)(pass->arrays.ends, k, s0, chain), w);
-    if (tangents)
-        FN(store_tangents)(w, n, count, Q, (REAL *)pass->arrays.tangents + (k * chain->B + s0) * w * w);
+    if (pass->ends.data) FN(store_tile)(w, at->count, n, z, FN(segment_row)(&pass->ends, k, at->s0, w), w);
+    if (wants.tangents) FN(store_tangents)(pass, k, at, Q);
 }
 
-static void FN(propagate)(const struct propagate_pass *pass) {
-    const dpcr_chain *chain = pass->chain;
-    const double columns = pass->arrays.tangents ? (double)chain->w + 1 : 1;
-    const struct tasks tasks = {.run = FN(propagate_task),
+static void FN(propagate_task)(const void *argument, int64_t task, void *memory) {
+    const struct propagate_pass *pass = argument;
+    struct FN(tile_at) at;
+    const int64_t k = pass->k0 + FN(tile_of)(pass->chain, pass->samples, task, &at);
+    struct FN(wants) wants = {true, pass->tangents.data != NULL, pass->states != NULL};
+    if (pass->control)
+        wants = FN(wants_of)(pass->control, &at, k, pass->S, pass->states != NULL, pass->keep_all);
+    if (wants.walk) FN(walk_segment)(pass, k, &at, wants, memory);
+}
+
+static void FN(run_propagation)(const struct propagate_pass *pass, void (*run)(const void *, int64_t, void *),
+                                int64_t segments, double work) {
+    const struct tasks tasks = {.run = run,
                                 .pass = pass,
-                                .count = pass->S * dpcr_ceil_div(chain->B, FN(tile)(chain)),
-                                .work = (double)chain->L * (double)chain->B * columns * FN(step_work)(chain),
+                                .count = segments * dpcr_ceil_div(pass->samples, FN(tile)(pass->chain)),
+                                .work = work * (double)pass->chain->L * (double)pass->samples
+                                        * FN(step_work)(pass->chain),
                                 .scratch = pass->scratch,
                                 .scratch_bytes = pass->scratch_bytes};
     dpcr_run_tasks(pass->exec, &tasks);
+}
+
+static void FN(propagate)(const struct propagate_pass *pass) {
+    FN(run_propagation)(pass, FN(propagate_task), pass->k1 - pass->k0,
+                        pass->tangents.data ? (double)pass->chain->w + 1 : 1);
+}
+
+/* ---- the sequential walk of what is not settled ---------------------------------------------- */
+
+/* First segment that a tile has to walk, S: none.  Puts e_{exact-1} in place as s_exact. */
+static int64_t FN(first_inexact)(const struct newton_sample *control, const struct FN(tile_at) * at,
+                                 int64_t S, int64_t w, const struct segment_rows *starts,
+                                 const struct segment_rows *ends) {
+    int64_t first = S;
+    for (int64_t s = at->s0; s < at->s0 + at->count; s++) {
+        const int64_t exact = control[s].exact;
+        if (control[s].phase == NEWTON_SETTLED) continue;
+        first = dpcr_min(first, exact);
+        if (exact > 0)
+            memcpy(FN(segment_row)(starts, exact, s, w), FN(segment_row)(ends, exact - 1, s, w),
+                   (size_t)w * sizeof(REAL));
+    }
+    return first;
+}
+
+/* s_{k+1} = e_k for the samples of a tile that are not settled */
+static void FN(advance)(const struct newton_sample *control, const struct FN(tile_at) * at, int64_t k,
+                        int64_t w, const struct segment_rows *starts, const struct segment_rows *ends) {
+    for (int64_t s = at->s0; s < at->s0 + at->count; s++)
+        if (control[s].phase != NEWTON_SETTLED)
+            memcpy(FN(segment_row)(starts, k + 1, s, w), FN(segment_row)(ends, k, s, w),
+                   (size_t)w * sizeof(REAL));
+}
+
+static void FN(finish_task)(const void *argument, int64_t task, void *memory) {
+    const struct propagate_pass *pass = argument;
+    const int64_t S = pass->S, w = pass->chain->w;
+    const struct FN(wants) wants = {true, false, pass->states != NULL};
+    struct FN(tile_at) at;
+    FN(tile_of)(pass->chain, pass->samples, task, &at);
+    int64_t k = FN(first_inexact)(pass->control, &at, S, w, &pass->starts, &pass->ends);
+    if (k == S) return;
+    /* the states before the first inexact segment have not been kept by anybody yet */
+    for (k = pass->states ? 0 : k; k < S; k++) {
+        FN(walk_segment)(pass, k, &at, wants, memory);
+        if (k + 1 < S) FN(advance)(pass->control, &at, k, w, &pass->starts, &pass->ends);
+    }
+}
+
+static void FN(finish)(const struct propagate_pass *pass) {
+    FN(run_propagation)(pass, FN(finish_task), 1, 1);
 }
 
 /* ---- pullback ------------------------------------------------------------------------------- */
@@ -123,45 +235,76 @@ static int64_t FN(saved_size)(const dpcr_chain *chain) {
     return FN(kind_of)(chain)->saved_size(chain);
 }
 
-/* rows (B,w) of z_{l-1} */
+/* rows (B,w) of the state before step l */
 static const REAL *FN(before)(const struct pullback_pass *pass, int64_t l, int64_t s) {
-    return l == 0 ? FN(row)(pass->arrays->z0, 0, s, pass->chain)
-                  : FN(row)(pass->arrays->states, l - 1, s, pass->chain);
+    return l == pass->first ? FN(row)(pass->before, 0, s, pass->chain)
+                            : FN(row)(pass->states, l - 1 - pass->states_first, s, pass->chain);
+}
+
+/* One tile back through the steps of a segment that are in the pass. */
+static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const struct FN(tile_at) * at,
+                          void *memory) {
+    const dpcr_chain *chain = pass->chain;
+    const struct FN(step_kind) *kind = FN(kind_of)(chain);
+    const int64_t w = chain->w, n = at->n, s0 = pass->sample + at->s0, own = pass->S - 1 - k;
+    const int64_t first = dpcr_max(pass->first, dpcr_edge(own, chain->L, pass->S)),
+                  last = dpcr_min(pass->last, dpcr_edge(own + 1, chain->L, pass->S));
+    struct arena arena = {memory, 0};
+    REAL *g = dpcr_take(&arena, FN(bytes)(w * n));
+    struct FN(step_back) back = {.n = n, .count = at->count, .g = g, .scratch = dpcr_take(&arena, 0)};
+    FN(load_tile)(w, at->count, n, FN(segment_row)(&pass->starts, k, at->s0, w), g);
+    for (int64_t l = last - 1; l >= first; l--) {
+        back.l = l;
+        back.before = FN(before)(pass, l, s0);
+        back.after = FN(row)(pass->states, l - pass->states_first, s0, chain);
+        if (pass->saved)
+            back.saved = (REAL *)pass->saved + ((l - pass->first) * chain->B + s0) * pass->saved_size;
+        if (pass->arrays->gstates)
+            FN(add_tile)(w, at->count, n, FN(row)(pass->arrays->gstates, l, s0, chain), g);
+        kind->pullback(chain, &back);
+    }
+    FN(store_tile)(w, at->count, n, g, FN(segment_row)(&pass->ends, k, at->s0, w), w);
 }
 
 static void FN(pullback_task)(const void *argument, int64_t task, void *memory) {
     const struct pullback_pass *pass = argument;
-    const dpcr_chain *chain = pass->chain;
-    const struct FN(step_kind) *kind = FN(kind_of)(chain);
-    const int64_t w = chain->w, tile = FN(tile)(chain), s0 = task * tile,
-                  count = dpcr_min(tile, chain->B - s0);
-    const int64_t n = FN(lanes_of)(tile, count);
-    struct arena arena = {memory, 0};
-    REAL *g = dpcr_take(&arena, FN(bytes)(w * n)), *adjoint = FN(row)(pass->adjoint, 0, s0, chain);
-    struct FN(step_back) back = {.n = n, .count = count, .g = g, .scratch = dpcr_take(&arena, 0)};
-    FN(load_tile)(w, count, n, adjoint, g);
-    for (int64_t l = pass->last - 1; l >= pass->first; l--) {
-        back.l = l;
-        back.before = FN(before)(pass, l, s0);
-        back.after = FN(row)(pass->arrays->states, l, s0, chain);
-        if (pass->saved)
-            back.saved = (REAL *)pass->saved + ((l - pass->first) * chain->B + s0) * pass->saved_size;
-        if (pass->arrays->gstates) FN(add_tile)(w, count, n, FN(row)(pass->arrays->gstates, l, s0, chain), g);
-        kind->pullback(chain, &back);
-    }
-    FN(store_tile)(w, count, n, g, adjoint, w);
+    struct FN(tile_at) at;
+    const int64_t k = pass->k0 + FN(tile_of)(pass->chain, pass->samples, task, &at);
+    if (!pass->control || FN(wants_of)(pass->control, &at, k, pass->S, false, false).walk)
+        FN(walk_back)(pass, k, &at, memory);
 }
 
-static void FN(pullback)(const struct pullback_pass *pass) {
+static void FN(finish_pullback_task)(const void *argument, int64_t task, void *memory) {
+    const struct pullback_pass *pass = argument;
+    const int64_t w = pass->chain->w;
+    struct FN(tile_at) at;
+    FN(tile_of)(pass->chain, pass->samples, task, &at);
+    int64_t k = FN(first_inexact)(pass->control, &at, pass->S, w, &pass->starts, &pass->ends);
+    for (k = dpcr_max(k, pass->k0); k < pass->k1; k++) {
+        FN(walk_back)(pass, k, &at, memory);
+        if (k + 1 < pass->S) FN(advance)(pass->control, &at, k, w, &pass->starts, &pass->ends);
+    }
+}
+
+static void FN(run_pullback)(const struct pullback_pass *pass, void (*run)(const void *, int64_t, void *),
+                             int64_t segments) {
     const dpcr_chain *chain = pass->chain;
-    const struct tasks tasks = {.run = FN(pullback_task),
+    const struct tasks tasks = {.run = run,
                                 .pass = pass,
-                                .count = dpcr_ceil_div(chain->B, FN(tile)(chain)),
-                                .work = 2.0 * (double)(pass->last - pass->first) * (double)chain->B
+                                .count = segments * dpcr_ceil_div(pass->samples, FN(tile)(chain)),
+                                .work = 2.0 * (double)(pass->last - pass->first) * (double)pass->samples
                                         * FN(step_work)(chain),
                                 .scratch = pass->scratch,
                                 .scratch_bytes = pass->scratch_bytes};
     dpcr_run_tasks(pass->exec, &tasks);
+}
+
+static void FN(pullback)(const struct pullback_pass *pass) {
+    FN(run_pullback)(pass, FN(pullback_task), pass->k1 - pass->k0);
+}
+
+static void FN(finish_pullback)(const struct pullback_pass *pass) {
+    FN(run_pullback)(pass, FN(finish_pullback_task), 1);
 }
 
 static void FN(gradient_task)(const void *argument, int64_t task, void *memory) {

@@ -27,17 +27,18 @@ static struct FN(rows) FN(rows_at)(const struct vector_view *view, int64_t j, in
                              view->sample};
 }
 
-static REAL *FN(offset_at)(const struct walk *walk, int buffer, int64_t k, int64_t s) {
-    return (REAL *)walk->offsets[buffer] + (k * walk->B + s) * walk->w;
+/* An element of the cyclic reduction, counted over all levels: its offset, its map. */
+static REAL *FN(offset_at)(const struct walk *walk, int64_t element, int64_t s) {
+    return (REAL *)walk->offsets + (element * walk->B + s) * walk->w;
 }
 
-static REAL *FN(map_at)(const struct walk *walk, int buffer, int64_t k, int64_t s) {
-    const int64_t size = dpcr_map_size(walk->block, walk->w);
-    return (REAL *)walk->maps[buffer] + (walk->shared ? k : k * walk->B + s) * size;
+static REAL *FN(map_at)(const struct walk *walk, int64_t element, int64_t s) {
+    return (REAL *)walk->maps
+           + (walk->shared ? element : element * walk->B + s) * dpcr_map_size(walk->block, walk->w);
 }
 
-static struct FN(block) FN(map_block)(const struct walk *walk, int buffer, int64_t k, int64_t s) {
-    return (struct FN(block)){{FN(map_at)(walk, buffer, k, s), walk->w, 1},
+static struct FN(block) FN(map_block)(const struct walk *walk, int64_t element, int64_t s) {
+    return (struct FN(block)){{FN(map_at)(walk, element, s), walk->w, 1},
                               walk->shared ? 0 : dpcr_map_size(walk->block, walk->w)};
 }
 

@@ -26,8 +26,9 @@
 #include "pcr/cpu/gradient.inl"
 #include "pcr/cpu/end_dtype.h"
 
-#define KERNELS(dtype)                                                                                \
-    {group_##dtype,      scratch_##dtype, sequential_##dtype, reduce_##dtype,        combine_##dtype, \
-     substitute_##dtype, repair_##dtype,  gradient_##dtype,   start_gradient_##dtype}
+#define KERNELS(dtype)                                                               \
+    {group_##dtype,     scratch_##dtype,         sequential_##dtype, reduce_##dtype, \
+     eliminate_##dtype, back_substitute_##dtype, substitute_##dtype, repair_##dtype, \
+     gradient_##dtype,  start_gradient_##dtype}
 
 const struct recurrence_kernels LEVEL(dpcr_recurrence)[2] = {KERNELS(f32), KERNELS(f64)};

@@ -31,14 +31,22 @@ struct walk {
     struct vector_view b, x0, x; /* x0.data NULL: zero, M_0 is not read */
     double tolerance;            /* relative, of the check in repair */
 
-    /* workspace; S > 1 only, but for scratch */
-    void *maps[2];    /* (S, shared ? 1 : B, map) segment maps, double-buffered over the levels */
-    void *offsets[2]; /* (S,B,w) */
-    int current;      /* which of the two buffers holds the result of the last level */
-    double *damping;  /* (S, shared ? 1 : B) norm of each segment map, at most 1 */
-    double *gap;      /* (S,B) distance of each segment's end from its prediction, NaN where not finite */
-    double *size;     /* (S,B) |x| + |b| there: what the gap is measured by */
+    /* workspace; S > 1 only, but for scratch.  All levels of the cyclic reduction lie one after another. */
+    void *maps;      /* (dpcr_level_elements(S), shared ? 1 : B, map): level 0 is the segments' maps */
+    void *offsets;   /* (dpcr_level_elements(S),B,w); after back substitution x at the end of every segment */
+    double *damping; /* (S, shared ? 1 : B) norm of each segment map, at most 1 */
+    double *gap;     /* (S,B) distance of each segment's end from its prediction, NaN where not finite */
+    double *size;    /* (S,B) |x| + |b| there: what the gap is measured by */
     char *scratch;
+
+    /* (B) flags of DPCR_KEEP_MAPS and DPCR_SKIP, or NULL; own blocks only */
+    const unsigned char *skip;
+};
+
+enum {
+    DPCR_KEEP_MAPS =
+        1, /* this sample's maps are those of an earlier solve of the same blocks: only offsets are new */
+    DPCR_SKIP = 2 /* this sample is not solved */
 };
 
 struct recurrence_kernels {
@@ -47,10 +55,12 @@ struct recurrence_kernels {
     size_t (*scratch)(const struct walk *walk);
     /* The loop, from x0. */
     void (*sequential)(const struct walk *walk);
-    /* maps[0], offsets[0]: x at the end of segment k = map_k (x at its start) + offset_k; segment 0 starts from x0. */
+    /* Level 0: x at the end of segment k = map_k (x at its start) + offset_k; segment 0 starts from x0. */
     void (*reduce)(const struct walk *walk);
-    /* One level of cyclic reduction: element k takes in element k - distance, current to the other buffer. */
-    void (*combine)(const struct walk *walk, int64_t distance);
+    /* Level + 1 from level: element m is element 2 m with element 2 m - 1 eliminated. */
+    void (*eliminate)(const struct walk *walk, int level);
+    /* The offsets of level become x, those of level + 1 being x already. */
+    void (*back_substitute)(const struct walk *walk, int level);
     /* Walks every segment from the start found, writes x, and measures how far its end is from the one predicted. */
     void (*substitute)(const struct walk *walk);
     /* Recomputes the samples whose gaps are not rounding by the loop; flags them in recomputed (B) if not NULL. */
@@ -61,9 +71,38 @@ struct recurrence_kernels {
     void (*start_gradient)(const struct walk *walk, struct vector_view gradient);
 };
 
+/* Offsets of level 0 -> x at the end of every segment; returns the number of levels, ceil(log2 S). */
+int dpcr_cyclic_reduction(const struct walk *walk, const struct recurrence_kernels *kernels);
+
 /* Elements of one segment map. */
 static inline int64_t dpcr_map_size(dpcr_block block, int64_t w) {
     return block == DPCR_DENSE ? w * w : block == DPCR_DIAGONAL ? w : block == DPCR_SCALAR ? 1 : 0;
+}
+
+/* Elements of level t of a cyclic reduction over S, and those of all levels before it. */
+struct level {
+    int64_t first, count;
+};
+
+static inline struct level dpcr_level(int64_t S, int level) {
+    struct level at = {0, S};
+    for (; level > 0; level--) {
+        at.first += at.count;
+        at.count = (at.count + 1) / 2;
+    }
+    return at;
+}
+
+/* ceil(log2 S) */
+static inline int dpcr_levels(int64_t S) {
+    int levels = 0;
+    while (dpcr_level(S, levels).count > 1) levels++;
+    return levels;
+}
+
+static inline int64_t dpcr_level_elements(int64_t S) {
+    const struct level last = dpcr_level(S, dpcr_levels(S));
+    return last.first + last.count;
 }
 
 /* [DPCR_F32], [DPCR_F64] of each level */

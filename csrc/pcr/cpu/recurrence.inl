@@ -4,8 +4,8 @@
  *
  * A task is a segment and a *group* of samples, of a size that depends on the problem alone.
  *
- * Work per step and sample: 2 w^2 (dense) or 2 w in every walk; reduce adds 2 w^3 or w per own block;
- * a level of combine the same per segment.
+ * Work per step and sample: 2 w^2 (dense) or 2 w in every walk; reduce adds 2 w^3 or w per own block,
+ * the cyclic reduction the same per segment, all levels together.
  */
 
 /* ---- walks ---------------------------------------------------------------------------------- */
@@ -32,7 +32,7 @@ static int64_t FN(group)(const struct walk *walk) {
 }
 
 static size_t FN(scratch)(const struct walk *walk) {
-    const int64_t panels = walk->block == DPCR_DENSE ? 2 * walk->w * FN(group)(walk) : 0;
+    const int64_t panels = walk->block == DPCR_DENSE ? dpcr_max(2 * FN(group)(walk), walk->w) * walk->w : 0;
     return dpcr_round_up((size_t)panels * sizeof(REAL));
 }
 
@@ -87,10 +87,12 @@ static double FN(damping)(const struct walk *walk, const REAL *map) {
     return most < 1 ? most : 1;
 }
 
-/* maps[0] of steps first..last-1 of one sample (or of all, where they share it): M_last-1 ... M_first */
-static void FN(dense_map)(const struct walk *walk, int64_t k, int64_t s, int64_t first, int64_t last) {
+/* The map of steps first..last-1 of one sample (or of all, where they share it): M_last-1 ... M_first.
+ * spare (w,w) */
+static void FN(dense_map)(const struct walk *walk, int64_t k, int64_t s, int64_t first, int64_t last,
+                          REAL *spare) {
     const int64_t w = walk->w;
-    REAL *map = FN(map_at)(walk, 0, k, s), *spare = FN(map_at)(walk, 1, k, s);
+    REAL *map = FN(map_at)(walk, k, s);
     const struct FN(matrix) A = FN(block_at)(&walk->M, first, s).M;
     for (int64_t i = 0; i < w; i++)
         for (int64_t c = 0; c < w; c++) map[i * w + c] = A.data[i * A.row + c * A.column];
@@ -100,7 +102,7 @@ static void FN(dense_map)(const struct walk *walk, int64_t k, int64_t s, int64_t
         REAL *swap = map;
         map = spare, spare = swap;
     }
-    if (map != FN(map_at)(walk, 0, k, s)) memcpy(spare, map, (size_t)(w * w) * sizeof(REAL));
+    if (map != FN(map_at)(walk, k, s)) memcpy(spare, map, (size_t)(w * w) * sizeof(REAL));
 }
 
 /* The same of n samples for diagonal and scalar blocks; one loop where the blocks of the samples are contiguous */
@@ -111,7 +113,7 @@ static void FN(elementwise_maps)(const struct walk *walk, int64_t k, int64_t s0,
     const int64_t count = packed ? n * size : size, times = packed ? 1 : n;
     for (int64_t j = first; j < last; j++)
         for (int64_t s = 0; s < times; s++) {
-            REAL *map = FN(map_at)(walk, 0, k, s0 + s);
+            REAL *map = FN(map_at)(walk, k, s0 + s);
             const REAL *M = FN(block_at)(&walk->M, j, s0 + s).M.data;
             if (j == first)
                 memcpy(map, M, (size_t)count * sizeof(REAL));
@@ -120,15 +122,15 @@ static void FN(elementwise_maps)(const struct walk *walk, int64_t k, int64_t s0,
         }
 }
 
-/* maps[0] and damping of segment k for samples s0..s0+n-1 */
-static void FN(segment_maps)(const struct walk *walk, int64_t k, int64_t s0, int64_t n) {
+/* Maps and damping of segment k for samples s0..s0+n-1 */
+static void FN(segment_maps)(const struct walk *walk, int64_t k, int64_t s0, int64_t n, REAL *scratch) {
     const int64_t first = dpcr_edge(k, walk->L, walk->S), last = dpcr_edge(k + 1, walk->L, walk->S);
     if (walk->block == DPCR_DENSE)
-        for (int64_t s = s0; s < s0 + n; s++) FN(dense_map)(walk, k, s, first, last);
+        for (int64_t s = s0; s < s0 + n; s++) FN(dense_map)(walk, k, s, first, last, scratch);
     else if (walk->block != DPCR_IDENTITY)
         FN(elementwise_maps)(walk, k, s0, n, first, last);
     for (int64_t s = s0; s < s0 + n; s++)
-        walk->damping[walk->shared ? k : k * walk->B + s] = FN(damping)(walk, FN(map_at)(walk, 0, k, s));
+        walk->damping[walk->shared ? k : k * walk->B + s] = FN(damping)(walk, FN(map_at)(walk, k, s));
 }
 
 /* Of n samples from s0, those whose maps this task makes: shared ones are made once, by the first group. */
@@ -141,14 +143,14 @@ static void FN(reduce_task)(const void *pass, int64_t task, void *scratch) {
     int64_t s0, n;
     const int64_t k = FN(task_group)(walk, task, &s0, &n);
     const int64_t first = dpcr_edge(k, walk->L, walk->S), last = dpcr_edge(k + 1, walk->L, walk->S);
-    const struct FN(rows) to = {FN(offset_at)(walk, 0, k, s0), walk->w};
+    const struct FN(rows) to = {FN(offset_at)(walk, k, s0), walk->w};
     /* the walk writes into x, which is free until substitute; its end is the offset */
     FN(walk_steps)(walk, first, last, s0, n, k == 0 ? FN(start)(walk, s0) : (struct FN(rows)){NULL, 0},
                    scratch);
     FN(copy_rows)(walk->w, n, FN(rows_at)(&walk->x, last - 1, s0), to);
     const int64_t maps = FN(own_maps)(walk, s0, n);
     if (k > 0)
-        FN(segment_maps)(walk, k, s0, maps);
+        FN(segment_maps)(walk, k, s0, maps, scratch);
     else /* starts from x0 itself: its map is never used, and M_0 may not exist */
         for (int64_t s = s0; s < s0 + maps; s++) walk->damping[s] = 0;
 }
@@ -160,50 +162,97 @@ static void FN(reduce)(const struct walk *walk) {
     FN(for_groups)(walk, FN(reduce_task), walk->S, FN(walk_work)(walk) + maps, walk);
 }
 
-/* ---- combine -------------------------------------------------------------------------------- */
+/* ---- cyclic reduction ----------------------------------------------------------------------- */
 
-struct FN(level) {
+struct FN(level_pass) {
     const struct walk *walk;
-    int64_t distance;
+    struct level level, next;
 };
 
-/* Element k of this level, from k and k - distance of the last:
- *   offset' = map_k offset_{k-d} + offset_k,   map' = map_k map_{k-d}.
- * Elements below 2 d have now taken in segment 0, which starts from x0: they need no map any more. */
-static void FN(combine_task)(const void *pass, int64_t task, void *scratch) {
-    const struct FN(level) *level = pass;
-    const struct walk *walk = level->walk;
-    const int64_t w = walk->w, d = level->distance;
-    const int from = walk->current, to = 1 - from;
-    int64_t s0, n;
-    const int64_t k = FN(task_group)(walk, task, &s0, &n);
-    const struct FN(rows) own = {FN(offset_at)(walk, from, k, s0), w},
-                          next = {FN(offset_at)(walk, to, k, s0), w};
-    if (k < d) { /* final since the last level: only there is it missing in the other buffer */
-        if (k >= d / 2) FN(copy_rows)(w, n, own, next);
-        return;
-    }
-    const struct FN(rows) before = {FN(offset_at)(walk, from, k - d, s0), w};
-    FN(apply)(walk, n, FN(map_block)(walk, from, k, s0), before, own, next, scratch);
-    if (k < 2 * d) return;
-    const int64_t maps = FN(own_maps)(walk, s0, n), size = dpcr_map_size(walk->block, w);
-    if (maps == 0) return;
-    REAL *map = FN(map_at)(walk, to, k, s0); /* those of a group lie one after another */
-    const REAL *left = FN(map_at)(walk, from, k, s0), *right = FN(map_at)(walk, from, k - d, s0);
-    if (walk->block == DPCR_DENSE)
-        for (int64_t s = 0; s < maps; s++)
-            FN(square_product)(w, &(struct FN(matrix)){left + s * size, w, 1}, right + s * size,
-                               map + s * size);
-    else
-        for (int64_t i = 0; i < maps * size; i++) map[i] = left[i] * right[i];
+static bool FN(skipped)(const struct walk *walk, int64_t s, int flag) {
+    return walk->skip && walk->skip[s] & flag;
 }
 
-static void FN(combine)(const struct walk *walk, int64_t distance) {
-    const struct FN(level) level = {walk, distance};
-    const double maps = (double)dpcr_map_size(walk->block, walk->w);
-    const double work =
-        2.0 * (double)walk->S * (double)walk->B * maps * (walk->block == DPCR_DENSE ? (double)walk->w : 1);
-    FN(for_groups)(walk, FN(combine_task), walk->S, work, &level);
+/* to = map of element k of the level, applied to from, plus its offset */
+static void FN(apply_map)(const struct FN(level_pass) * pass, int64_t k, int64_t s0, int64_t n,
+                          struct FN(rows) from, struct FN(rows) to, REAL *scratch) {
+    const struct walk *walk = pass->walk;
+    const int64_t w = walk->w;
+    const int64_t element = pass->level.first + k;
+    const struct FN(block) map = FN(map_block)(walk, element, s0);
+    const struct FN(rows) offset = {FN(offset_at)(walk, element, s0), w};
+    if (!walk->skip) {
+        FN(apply)(walk, n, map, from, offset, to, scratch);
+        return;
+    }
+    for (int64_t s = 0; s < n; s++)
+        if (!FN(skipped)(walk, s0 + s, DPCR_SKIP))
+            FN(apply)(walk, 1, FN(map_block)(walk, element, s0 + s), (struct FN(rows)){from.data + s * w, w},
+                      (struct FN(rows)){offset.data + s * w, w}, (struct FN(rows)){to.data + s * w, w},
+                      scratch);
+}
+
+/* Map m of the next level, of samples s0..s0+n-1: map_2m map_2m-1 */
+static void FN(multiply_maps)(const struct FN(level_pass) * pass, int64_t m, int64_t s0, int64_t n) {
+    const struct walk *walk = pass->walk;
+    const int64_t w = walk->w, size = dpcr_map_size(walk->block, w);
+    const int64_t element = pass->level.first + 2 * m;
+    const REAL *left = FN(map_at)(walk, element, s0), *right = FN(map_at)(walk, element - 1, s0);
+    REAL *map = FN(map_at)(walk, pass->next.first + m, s0); /* those of a group lie one after another */
+    if (walk->block != DPCR_DENSE)
+        for (int64_t i = 0; i < n * size; i++) map[i] = left[i] * right[i];
+    else
+        for (int64_t s = 0; s < n; s++)
+            if (!FN(skipped)(walk, s0 + s, DPCR_KEEP_MAPS | DPCR_SKIP))
+                FN(square_product)(w, &(struct FN(matrix)){left + s * size, w, 1}, right + s * size,
+                                   map + s * size);
+}
+
+static void FN(eliminate_task)(const void *argument, int64_t task, void *scratch) {
+    const struct FN(level_pass) *pass = argument;
+    const struct walk *walk = pass->walk;
+    int64_t s0, n;
+    const int64_t m = FN(task_group)(walk, task, &s0, &n), w = walk->w;
+    const struct FN(rows) to = {FN(offset_at)(walk, pass->next.first + m, s0), w};
+    if (m == 0) { /* starts from x0: nothing before it, no map */
+        FN(copy_rows)(w, n, (struct FN(rows)){FN(offset_at)(walk, pass->level.first, s0), w}, to);
+        return;
+    }
+    FN(apply_map)(pass, 2 * m, s0, n,
+                  (struct FN(rows)){FN(offset_at)(walk, pass->level.first + 2 * m - 1, s0), w}, to, scratch);
+    FN(multiply_maps)(pass, m, s0, FN(own_maps)(walk, s0, n));
+}
+
+/* Operations of a level: a product of vectors, and one of maps, for every second element. */
+static double FN(level_work)(const struct walk *walk, int64_t count, bool maps) {
+    const double elements = (double)count, size = (double)dpcr_map_size(walk->block, walk->w),
+                 columns = maps && walk->block == DPCR_DENSE ? (double)walk->w + 1 : 1;
+    return 2.0 * elements * (double)walk->B * size * columns;
+}
+
+static void FN(eliminate)(const struct walk *walk, int level) {
+    const struct FN(level_pass) pass = {walk, dpcr_level(walk->S, level), dpcr_level(walk->S, level + 1)};
+    FN(for_groups)(walk, FN(eliminate_task), pass.next.count, FN(level_work)(walk, pass.next.count, true),
+                   &pass);
+}
+
+/* Elements 2 m and 2 m + 1 from x of element m of the next level. */
+static void FN(back_substitute_task)(const void *argument, int64_t task, void *scratch) {
+    const struct FN(level_pass) *pass = argument;
+    const struct walk *walk = pass->walk;
+    int64_t s0, n;
+    const int64_t m = FN(task_group)(walk, task, &s0, &n), w = walk->w, k = 2 * m + 1;
+    const struct FN(rows) x = {FN(offset_at)(walk, pass->next.first + m, s0), w};
+    FN(copy_rows)(w, n, x, (struct FN(rows)){FN(offset_at)(walk, pass->level.first + 2 * m, s0), w});
+    if (k < pass->level.count)
+        FN(apply_map)(pass, k, s0, n, x, (struct FN(rows)){FN(offset_at)(walk, pass->level.first + k, s0), w},
+                      scratch);
+}
+
+static void FN(back_substitute)(const struct walk *walk, int level) {
+    const struct FN(level_pass) pass = {walk, dpcr_level(walk->S, level), dpcr_level(walk->S, level + 1)};
+    FN(for_groups)(walk, FN(back_substitute_task), pass.next.count,
+                   FN(level_work)(walk, pass.next.count, false), &pass);
 }
 
 /* ---- substitute and check ------------------------------------------------------------------- */
@@ -233,12 +282,12 @@ static void FN(substitute_task)(const void *pass, int64_t task, void *scratch) {
     const int64_t k = FN(task_group)(walk, task, &s0, &n);
     const int64_t first = dpcr_edge(k, walk->L, walk->S), last = dpcr_edge(k + 1, walk->L, walk->S);
     const struct FN(rows) start =
-        k == 0 ? FN(start)(walk, s0) : (struct FN(rows)){FN(offset_at)(walk, walk->current, k - 1, s0), w};
+        k == 0 ? FN(start)(walk, s0) : (struct FN(rows)){FN(offset_at)(walk, k - 1, s0), w};
     FN(walk_steps)(walk, first, last, s0, n, start, scratch);
     for (int64_t s = s0; s < s0 + n; s++) {
         const REAL *end = FN(rows_at)(&walk->x, last - 1, s).data,
                    *b = FN(rows_at)(&walk->b, last - 1, s).data;
-        walk->gap[k * walk->B + s] = FN(gap)(w, end, FN(offset_at)(walk, walk->current, k, s));
+        walk->gap[k * walk->B + s] = FN(gap)(w, end, FN(offset_at)(walk, k, s));
         walk->size[k * walk->B + s] = FN(largest)(w, end) + FN(largest)(w, b);
     }
 }

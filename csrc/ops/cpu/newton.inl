@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The driver's own kernels (newton.h) on the CPU.  Boundary k lies between segments k and k + 1; its r, and
+ * then d, is element k + 1 of the linear system, as P_k is.
+ */
+
+/* Starts further out than this many times the largest end are not believed: 2 cost sweeps on chains that
+ * converge, 10 none. */
+static const double FN(guard) = 10;
+/* A sweep that leaves more than this share of the error asks for a new P, while there is error enough. */
+static const double FN(slow) = 0.25, FN(small) = 1e3;
+/* Contraction from one sweep to the next, as far as it is believed: an error that fell by more has met its
+ * rounding, one that falls by less with a good P has too. */
+static const double FN(fastest) = 1e-3, FN(slowest) = 0.9;
+/* What the final walk may find in units of rtol, which is a prediction of it. */
+static const double FN(slack) = 2;
+
+static const double FN(epsilon) = sizeof(REAL) == sizeof(float) ? FLT_EPSILON : DBL_EPSILON;
+/* States smaller than this count as of this size: below it there are denormals. */
+static const double FN(tiny) = sizeof(REAL) == sizeof(float) ? 1e-37 : 1e-307;
+
+static REAL *FN(start_of)(const struct newton *n, int64_t k, int64_t s) {
+    return FN(segment_row)(&n->starts, k, s, n->w);
+}
+
+static REAL *FN(end_of)(const struct newton *n, int64_t k, int64_t s) {
+    return FN(segment_row)(&n->ends, k, s, n->w);
+}
+
+static REAL *FN(element)(const struct newton *n, int64_t k, int64_t s) {
+    return (REAL *)n->system.offsets + (k * n->B + s) * n->w;
+}
+
+static REAL *FN(P_of)(const struct newton *n, int64_t k, int64_t s) {
+    return (REAL *)n->system.maps + ((k + 1) * n->B + s) * n->w * n->w;
+}
+
+/* Largest |x|; NaN where there is one, and inf where one is. */
+static double FN(norm)(int64_t w, const REAL *x) {
+    REAL most = 0, poison = 0;
+    for (int64_t i = 0; i < w; i++) {
+        const REAL size = x[i] < 0 ? -x[i] : x[i];
+        most = size > most ? size : most;
+        poison += x[i] * 0;
+    }
+    return (double)most + (double)(poison != poison && most < INFINITY ? poison : 0);
+}
+
+/* work: operations per element of the boundary states */
+static void FN(each_sample)(const struct newton *n, void (*run)(const void *, int64_t, void *), double work) {
+    const struct tasks tasks = {.run = run,
+                                .pass = n,
+                                .count = n->B,
+                                .work = work * (double)n->S * (double)n->B * (double)n->w,
+                                .scratch = n->scratch,
+                                .scratch_bytes = dpcr_newton_scratch(n)};
+    dpcr_run_tasks(n->exec, &tasks);
+}
+
+/* What a candidate's r may be, in the units of newton_sample.rounding.  Without a true P there is nothing
+ * that sees errors add up from boundary to boundary, so each of them must be small. */
+static double FN(acceptable)(const struct newton *n) {
+    return n->options.structure == DPCR_P_DENSE ? FN(slack) * n->options.rtol : n->options.rtol / 4;
+}
+
+/* ---- 2. r = e - s --------------------------------------------------------------------------- */
+
+/* |r_k| in units of what is added up at boundary k: e_k, and s_k carried on to it. */
+static double FN(relative_residual)(const struct newton *n, int64_t k, int64_t s, double r) {
+    const int64_t w = n->w;
+    double P = n->free == DPCR_P_IDENTITY ? 1 : 0;
+    if (n->samples[s].has_P) {
+        const REAL *p = FN(P_of)(n, k, s);
+        P = 0;
+        for (int64_t i = 0; i < w; i++) {
+            double sum = 0;
+            for (int64_t c = 0; c < w; c++) sum += fabs((double)p[i * w + c]);
+            P = sum > P ? sum : P;
+        }
+    }
+    const double scale = FN(norm)(w, FN(end_of)(n, k, s)) + P * FN(norm)(w, FN(start_of)(n, k, s));
+    const double ratio = r / scale;
+    return ratio >= 0 ? ratio : INFINITY; /* NaN */
+}
+
+/* Matrix products of this sweep. */
+static void FN(count)(const struct newton *n, struct newton_sample *sample) {
+    const double w = (double)n->w;
+    const int64_t steps = n->steps_from(n, sample->exact);
+    sample->sweeps++;
+    sample->tangent_sweeps += sample->refresh;
+    sample->flops += (double)steps * n->step_flops;
+    if (!sample->has_P || n->S == 1) return;
+    for (int level = 0; dpcr_level(n->S, level).count > 1; level++) {
+        const double kept = (double)dpcr_level(n->S, level + 1).count - 1;
+        const double others = (double)(dpcr_level(n->S, level).count / 2);
+        sample->flops += 2 * w * w * (kept + others + (sample->refresh ? kept * w : 0));
+    }
+    sample->flops += 2 * w * w * (double)(n->S - 1);
+    if (sample->refresh)
+        sample->flops +=
+            w * n->step_flops * (double)(n->steps_from(n, sample->exact + 1) - n->steps_from(n, n->S - 1));
+}
+
+static void FN(clear_P)(const struct newton *n, int64_t s) {
+    struct newton_sample *sample = &n->samples[s];
+    if (n->options.structure != DPCR_P_DENSE) return;
+    for (; sample->cleared < dpcr_min(sample->exact + 1, n->S - 1); sample->cleared++)
+        memset(FN(P_of)(n, sample->cleared, s), 0, (size_t)(n->w * n->w) * sizeof(REAL));
+}
+
+static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
+    (void)memory;
+    const struct newton *n = argument;
+    struct newton_sample *sample = &n->samples[s];
+    const int64_t w = n->w;
+    if (sample->phase == NEWTON_SETTLED) return;
+    FN(clear_P)(n, s); /* those that this propagation has not computed */
+    sample->has_P = sample->has_P || sample->refresh;
+    FN(count)(n, sample);
+    sample->largest = 0;
+    sample->rounding = 0;
+    if (n->S > 1) memset(FN(element)(n, 0, s), 0, (size_t)w * sizeof(REAL));
+    int64_t equal = 0;
+    for (int64_t k = 0; k < n->S; k++) {
+        const REAL *e = FN(end_of)(n, k, s);
+        const double size = FN(norm)(w, e);
+        if (size < INFINITY && size > sample->largest) sample->largest = size;
+        if (k == n->S - 1) break;
+        const REAL *next = FN(start_of)(n, k + 1, s);
+        REAL *r = FN(element)(n, k + 1, s);
+        if (memcmp(e, next, (size_t)w * sizeof(REAL)) == 0) { /* NaN, too */
+            memset(r, 0, (size_t)w * sizeof(REAL));
+            equal += equal == k;
+            continue;
+        }
+        for (int64_t i = 0; i < w; i++) r[i] = e[i] - next[i];
+        if (sample->rounding <= FN(acceptable)(n))
+            sample->rounding = fmax(sample->rounding, FN(relative_residual)(n, k, s, FN(norm)(w, r)));
+    }
+    sample->exact = dpcr_min(equal + 1, n->S - 1);
+}
+
+static void FN(residuals)(const struct newton *n) {
+    FN(each_sample)(n, FN(residuals_task), 4);
+}
+
+/* ---- 5. the verdict -------------------------------------------------------------------------- */
+
+/* q = max |d_{k+1}| / |e_k|, each boundary against its own state; inf where d is not finite. */
+static double FN(relative_error)(const struct newton *n, int64_t s) {
+    const double floor = fmax(n->options.atol / n->options.rtol, FN(tiny));
+    double q = 0;
+    for (int64_t k = 0; k < n->S - 1; k++) {
+        const double ratio =
+            FN(norm)(n->w, FN(element)(n, k + 1, s)) / fmax(FN(norm)(n->w, FN(end_of)(n, k, s)), floor);
+        if (!(ratio < INFINITY)) return INFINITY;
+        q = ratio > q ? ratio : q;
+    }
+    return q;
+}
+
+static bool FN(is_zero)(int64_t w, const REAL *x) {
+    bool zero = true;
+    for (int64_t i = 0; i < w; i++) zero = zero && x[i] == 0;
+    return zero;
+}
+
+/* out = P_k d_k + r_k, with r_k as it was before d took its place */
+static void FN(equation)(const struct newton *n, int64_t k, int64_t s, REAL *out) {
+    const int64_t w = n->w;
+    const REAL *e = FN(end_of)(n, k, s), *next = FN(start_of)(n, k + 1, s), *d = FN(element)(n, k, s);
+    const bool equal = memcmp(e, next, (size_t)w * sizeof(REAL)) == 0;
+    for (int64_t i = 0; i < w; i++) out[i] = equal ? 0 : e[i] - next[i];
+    if (!FN(is_zero)(w, d)) FN(matvec)(w, w, &(struct FN(matrix)){FN(P_of)(n, k, s), w, 1}, d, out, out);
+}
+
+/* Does d solve the equations?  Products of the P_k may have over- or underflowed. */
+static bool FN(is_solution)(const struct newton *n, int64_t s, REAL *scratch) {
+    const int64_t w = n->w;
+    const double tolerance = FN(epsilon) * (64 + 16 * sqrt((double)n->S));
+    for (int64_t k = n->samples[s].exact; k < n->S - 1; k++) {
+        const REAL *d = FN(element)(n, k + 1, s);
+        const double size = FN(norm)(w, d);
+        FN(equation)(n, k, s, scratch);
+        for (int64_t i = 0; i < w; i++) scratch[i] -= d[i];
+        if (!(FN(norm)(w, scratch) <= tolerance * size)
+            && !(FN(norm)(w, scratch) <= FN(tiny) * FN(epsilon))) {
+            const REAL *e = FN(end_of)(n, k, s), *next = FN(start_of)(n, k + 1, s);
+            for (int64_t i = 0; i < w; i++) scratch[w + i] = e[i] - next[i];
+            if (!(FN(norm)(w, scratch) <= tolerance * (size + FN(norm)(w, scratch + w)))) return false;
+        }
+    }
+    return true;
+}
+
+/* d once more, by the loop. */
+static void FN(solve_again)(const struct newton *n, int64_t s) {
+    for (int64_t k = 0; k < n->S - 1; k++) FN(equation)(n, k, s, FN(element)(n, k + 1, s));
+}
+
+static void FN(confirm_task)(const void *argument, int64_t s, void *memory) {
+    const struct newton *n = argument;
+    struct newton_sample *sample = &n->samples[s];
+    if (sample->phase == NEWTON_SETTLED) return;
+    if (sample->has_P && !FN(is_solution)(n, s, memory)) FN(solve_again)(n, s);
+    sample->error = FN(relative_error)(n, s);
+    if (sample->phase != NEWTON_CANDIDATE) return;
+    const bool confirmed =
+        sample->error <= FN(slack) * n->options.rtol || sample->rounding <= FN(acceptable)(n);
+    sample->phase = confirmed ? NEWTON_SETTLED : NEWTON_SWEEPING;
+    if (confirmed) sample->verdict = DPCR_CONVERGED;
+}
+
+static void FN(confirm)(const struct newton *n) {
+    FN(each_sample)(n, FN(confirm_task), 4 + 2 * (double)n->w);
+}
+
+/* ---- 3. the update --------------------------------------------------------------------------- */
+
+/* s_{k+1} = e_k + P_k d_k */
+static void FN(update_boundary)(const struct newton *n, int64_t k, int64_t s) {
+    const struct newton_sample *sample = &n->samples[s];
+    const int64_t w = n->w;
+    const REAL *e = FN(end_of)(n, k, s), *d = FN(element)(n, k, s);
+    REAL *next = FN(start_of)(n, k + 1, s);
+    unsigned char *guarded = &n->guarded[(k + 1) * n->B + s];
+    *guarded = 0;
+    memcpy(next, e, (size_t)w * sizeof(REAL));
+    if (k < sample->exact || FN(is_zero)(w, d)) return; /* P may be inf */
+    if (sample->has_P)
+        FN(matvec)(w, w, &(struct FN(matrix)){FN(P_of)(n, k, s), w, 1}, d, e, next);
+    else if (n->free == DPCR_P_IDENTITY)
+        for (int64_t i = 0; i < w; i++) next[i] += d[i];
+    if (FN(norm)(w, next) <= FN(guard) * sample->largest) return;
+    memcpy(next, e, (size_t)w * sizeof(REAL));
+    *guarded = 1;
+}
+
+enum { FN(BOUNDARIES) = 64 }; /* of one task */
+
+static void FN(update_task)(const void *argument, int64_t task, void *memory) {
+    (void)memory;
+    const struct newton *n = argument;
+    const int64_t s = task % n->B, first = task / n->B * FN(BOUNDARIES),
+                  last = dpcr_min(first + FN(BOUNDARIES), n->S - 1);
+    for (int64_t k = first; k < last && n->samples[s].phase == NEWTON_SWEEPING; k++)
+        FN(update_boundary)(n, k, s);
+}
+
+static void FN(update)(const struct newton *n) {
+    const struct tasks tasks = {.run = FN(update_task),
+                                .pass = n,
+                                .count = dpcr_ceil_div(n->S - 1, FN(BOUNDARIES)) * n->B,
+                                .work = 2.0 * (double)n->S * (double)n->B * (double)n->w
+                                        * (n->computed ? (double)n->w : 1)};
+    dpcr_run_tasks(n->exec, &tasks);
+}
+
+/* ---- 4. what comes next ---------------------------------------------------------------------- */
+
+static void FN(judge_task)(const void *argument, int64_t s, void *memory) {
+    (void)memory;
+    const struct newton *n = argument;
+    struct newton_sample *sample = &n->samples[s];
+    const bool dense = n->options.structure == DPCR_P_DENSE;
+    if (sample->phase != NEWTON_SWEEPING) return;
+    bool guarded = false;
+    for (int64_t k = 1; k < n->S; k++) guarded = guarded || n->guarded[k * n->B + s];
+    const double q = sample->error, gain = q / sample->before;
+    const double rho = !(gain > FN(fastest))          ? FN(fastest)
+                       : gain < FN(slowest) || !dense ? gain
+                                                      : FN(slowest);
+    const bool predicted = n->sweep > 2 && rho < 1 && q * rho / (1 - rho) <= n->options.rtol;
+    const bool solved = n->once && dense && q < INFINITY; /* of a linear problem by its own P */
+    const bool exact = sample->exact == n->S - 1;         /* all starts are, now */
+    if (sample->rounding <= 2 * FN(epsilon) || exact || (!guarded && (predicted || solved)))
+        sample->phase = NEWTON_CANDIDATE;
+    const bool poor = !sample->has_P || (!(gain <= FN(slow)) && !(q <= FN(small) * FN(epsilon)));
+    const bool useful = sample->exact < n->S - 2; /* P_k of the segments between s_exact and the last */
+    sample->refresh = sample->phase == NEWTON_SWEEPING && dense && useful && !n->once
+                      && (n->options.refresh == DPCR_ALWAYS || poor);
+    sample->before = q;
+}
+
+static void FN(judge)(const struct newton *n) {
+    FN(each_sample)(n, FN(judge_task), 1);
+}

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The driver of newton.h: sweeps over any device. */
+#include "ops/newton.h"
+
+#include <float.h>
+#include <math.h>
+
+/* Sweeps after which a chain is taken to be hopeless: of the chains that converge at all few need more
+ * than 25, whatever their length. */
+static const int64_t kMaxSweeps = 40;
+
+dpcr_newton dpcr_newton_default(dpcr_dtype dtype) {
+    return (dpcr_newton){.structure = DPCR_P_DENSE,
+                         .refresh = DPCR_ADAPTIVE,
+                         .rtol = 8 * (dtype == DPCR_F32 ? FLT_EPSILON : DBL_EPSILON),
+                         .max_sweeps = -1,
+                         .finish = true};
+}
+
+dpcr_status dpcr_check_newton(const dpcr_newton *options) {
+    if (!options) return DPCR_OK;
+    REQUIRE((int)options->structure >= 0 && options->structure < DPCR_STRUCTURES,
+            "newton.structure %d is not a dpcr_structure", (int)options->structure);
+    REQUIRE((int)options->refresh >= 0 && options->refresh < DPCR_REFRESHES,
+            "newton.refresh %d is not a dpcr_refresh", (int)options->refresh);
+    REQUIRE(options->rtol > 0 && options->rtol < INFINITY, "newton.rtol is %g, must be positive and finite",
+            options->rtol);
+    REQUIRE(options->atol >= 0 && options->atol < INFINITY,
+            "newton.atol is %g, must be finite and not negative", options->atol);
+    return DPCR_OK;
+}
+
+/* ---- workspace ------------------------------------------------------------------------------ */
+
+size_t dpcr_newton_carve(struct newton *n, void *base) {
+    struct arena arena = {base, 0};
+    const size_t element = dpcr_size_of(n->dtype), rows = (size_t)(n->S * n->B * n->w) * element;
+    const size_t levels = (size_t)dpcr_level_elements(n->S);
+    struct walk *system = &n->system;
+    *system = (struct walk){.exec = n->exec, .L = n->S, .B = n->B, .w = n->w, .S = n->S};
+    n->samples = dpcr_take(&arena, (size_t)n->B * sizeof *n->samples);
+    system->skip = dpcr_take(&arena, (size_t)n->B);
+    n->guarded = dpcr_take(&arena, (size_t)(n->S * n->B));
+    n->scratch = dpcr_take(&arena, dpcr_newton_scratch(n) * (size_t)dpcr_slots(n->exec, n->B));
+    if (!n->starts.data) n->starts = (struct segment_rows){dpcr_take(&arena, rows), n->B, 0};
+    if (!n->ends.data) n->ends = (struct segment_rows){dpcr_take(&arena, rows), n->B, 0};
+    if (n->S == 1 || n->options.max_sweeps == 0) return arena.used;
+    const size_t map = n->options.structure == DPCR_P_DENSE ? (size_t)(n->w * n->w) : 0;
+    system->maps = dpcr_take(&arena, levels * (size_t)n->B * map * element);
+    system->offsets = dpcr_take(&arena, levels * (size_t)(n->B * n->w) * element);
+    const struct recurrence_kernels *kernels = n->exec.device->recurrence[n->dtype];
+    system->block = DPCR_DENSE; /* which asks for the most scratch */
+    const int64_t tasks = n->S * dpcr_ceil_div(n->B, dpcr_max(kernels->group(system), 1));
+    system->scratch = dpcr_take(&arena, kernels->scratch(system) * (size_t)dpcr_slots(n->exec, tasks));
+    return arena.used;
+}
+
+/* ---- sweeps --------------------------------------------------------------------------------- */
+
+static void begin(struct newton *n) {
+    const bool dense = n->options.structure == DPCR_P_DENSE;
+    if (!dense) n->free = n->options.structure;
+    if (n->options.max_sweeps < 0) n->options.max_sweeps = dpcr_min(n->S, kMaxSweeps);
+    n->computed = false;
+    for (int64_t s = 0; s < n->B; s++)
+        n->samples[s] = (struct newton_sample){
+            .phase = n->S == 1 ? NEWTON_CANDIDATE : NEWTON_SWEEPING,
+            .refresh = dense && (n->once || n->options.refresh == DPCR_ALWAYS),
+            .before = INFINITY,
+            .verdict = n->options.finish || n->options.max_sweeps == 0 ? DPCR_SEQUENTIAL : DPCR_UNCONVERGED};
+}
+
+static bool settled(const struct newton *n) {
+    for (int64_t s = 0; s < n->B; s++)
+        if (n->samples[s].phase != NEWTON_SETTLED) return false;
+    return true;
+}
+
+/* d from r, with the P that there is; returns the levels. */
+static void solve(struct newton *n) {
+    unsigned char *skip = (unsigned char *)n->system.skip;
+    for (int64_t s = 0; s < n->B; s++) n->computed = n->computed || n->samples[s].has_P;
+    for (int64_t s = 0; s < n->B; s++) {
+        const struct newton_sample *sample = &n->samples[s];
+        const bool own = sample->phase != NEWTON_SETTLED && sample->has_P == n->computed;
+        skip[s] = !own ? DPCR_SKIP : sample->refresh ? 0 : DPCR_KEEP_MAPS; /* without a P: d = r */
+    }
+    if (!n->computed && n->free == DPCR_P_ZERO) return; /* d = r */
+    n->system.block = n->computed ? DPCR_DENSE : DPCR_IDENTITY;
+    const int levels = dpcr_cyclic_reduction(&n->system, n->exec.device->recurrence[n->dtype]);
+    for (int64_t s = 0; s < n->B; s++)
+        if (!(skip[s] & DPCR_SKIP)) n->samples[s].levels = levels;
+}
+
+void dpcr_newton_solve(struct newton *n) {
+    const struct newton_kernels *device = dpcr_newton_kernels(n->exec.device, n->dtype);
+    begin(n);
+    for (n->sweep = 1; n->sweep <= n->options.max_sweeps && !settled(n); n->sweep++) {
+        n->propagate(n);
+        device->residuals(n);
+        if (n->S > 1) solve(n);
+        device->confirm(n);
+        if (n->sweep == n->options.max_sweeps) break;
+        device->update(n);
+        device->judge(n);
+    }
+    if (settled(n) || (!n->options.finish && n->options.max_sweeps > 0)) return;
+    for (int64_t s = 0; s < n->B; s++)
+        if (n->samples[s].phase != NEWTON_SETTLED)
+            n->samples[s].flops += (double)n->steps_from(n, n->samples[s].exact) * n->step_flops;
+    n->finish(n);
+}
+
+void dpcr_newton_report(const struct newton *n, double *report, int64_t B, int64_t first) {
+    for (int64_t s = 0; report && s < n->B; s++) {
+        const struct newton_sample *sample = &n->samples[s];
+        double *column = report + first + s;
+        column[DPCR_SWEEPS * B] = (double)sample->sweeps;
+        column[DPCR_TANGENT_SWEEPS * B] = (double)sample->tangent_sweeps;
+        column[DPCR_VERDICT * B] = (double)sample->verdict;
+        column[DPCR_ERROR * B] = sample->error;
+        column[DPCR_LEVELS * B] = sample->levels;
+        column[DPCR_FLOPS * B] = sample->flops;
+    }
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Newton's method on the start states of S segments (multiple shooting), written once over the device
+ * table.  The problem is any chain of segment maps  s_{k+1} = F_k(s_k),  k = 0..S-1, s_0 given; forward
+ * F_k runs the steps of segment k, backward (where segments are counted from the last) their adjoint.
+ * One *sweep*:
+ *
+ *     propagate   e_k = F_k(s_k) for all k at once, and P_k ~ dF_k/ds where the sample wants it
+ *     test        r_k = e_k - s_{k+1}
+ *     solve       d_{k+1} = P_k d_k + r_k, d_0 = 0: cyclic reduction, ceil(log2 S) levels
+ *     update      s_{k+1} = e_k + P_k d_k
+ *
+ * Whatever P is, after sweep j the first j segments are bit-equal to the sequential pass: d_k is exactly 0
+ * there, and e_k is taken as it is.  P decides only how soon the others follow.
+ *
+ * A sample is *settled* in two stages.  It becomes a candidate when the error predicted to be left after
+ * an update, q rho / (1 - rho) with q = max |d_{k+1}| / |e_k| and rho = q / q before, is at most rtol, or
+ * when every r_k is rounding.  The next propagation, its final walk, must confirm that by its own d, or the
+ * sample goes on sweeping.  Everything is decided per sample, from its own numbers alone.
+ *
+ * Cost per sweep and sample: states 2 L w^2 (MLP); tangents 2 (L - steps of the first and last segment) w^3
+ * and cyclic reduction 2 S w^3, both only where P is computed; 6 S w^2 for its vectors.  Memory per sample:
+ * 2 S w^2 + 4 S w.  Not handled: S = 1 is a propagation and nothing else.
+ *
+ * Method: DeepPCR (Danieli et al., NeurIPS 2023, arXiv 2309.16318) is S = L with P computed at every sweep.
+ */
+#ifndef DEEPPCR_NEWTON_H
+#define DEEPPCR_NEWTON_H
+
+#include "chain.h"
+#include "pcr/cpu/kernels.h"
+
+enum newton_phase {
+    NEWTON_SWEEPING,
+    NEWTON_CANDIDATE, /* its starts are accepted, its next propagation is the final walk */
+    NEWTON_SETTLED    /* frozen */
+};
+
+/* One sample on its way. */
+struct newton_sample {
+    enum newton_phase phase;
+    bool refresh;    /* P is computed at the next propagation */
+    bool has_P;      /* it has been computed; until then P is `free` */
+    double rounding; /* max |r_k| / (|e_k| + |P_k| |s_k|): 2 eps is the sequential pass's own */
+    int64_t exact;   /* s_0..s_exact are those of the sequential pass, and e_k for k < exact */
+    int64_t
+        cleared; /* P_k for k < cleared meets nothing but zeros and has been set to 0: it may have been inf */
+    int64_t sweeps, tangent_sweeps;
+    double largest;       /* finite |e_k| */
+    double error, before; /* q of this sweep and of the last */
+    double flops;
+    int levels;
+    dpcr_verdict verdict;
+};
+
+/* Rows (S, samples, w) of which a problem has those from `first` on. */
+struct segment_rows {
+    void *data;
+    int64_t samples, first;
+};
+
+struct newton {
+    dpcr_exec exec;
+    dpcr_dtype dtype;
+    dpcr_newton options;
+    dpcr_structure free; /* what P is before it has been computed: identity or zero */
+    bool computed;       /* some sample has a P of its own */
+    bool once;           /* F is linear: P needs to be computed once only, at the first sweep */
+    int64_t S, B, w, sweep;
+    struct segment_rows starts, ends;
+    struct newton_sample *samples; /* (B) */
+    unsigned char *guarded;        /* (S,B): the guard acted at this boundary */
+    struct walk system;            /* its maps hold P_k as element k + 1, its offsets r_k and then d_{k+1} */
+    double step_flops;             /* per step of the chain and vector */
+    char *scratch;                 /* of the kernels below, for each thread */
+
+    /* e_k (and P_k, into the maps) of the samples as their phases want it; and the sequential walk of
+     * those that are not settled, from s_exact on. */
+    void (*propagate)(const struct newton *newton);
+    void (*finish)(const struct newton *newton);
+    /* Steps of the segments k..S-1. */
+    int64_t (*steps_from)(const struct newton *newton, int64_t k);
+    const void *problem; /* of these three */
+};
+
+/* What a device offers to the driver. */
+struct newton_kernels {
+    /* r_k into the offsets; exact, at_floor, largest; counts the sweep. */
+    void (*residuals)(const struct newton *newton);
+    /* q from d; settles candidates that it confirms. */
+    void (*confirm)(const struct newton *newton);
+    /* s_{k+1} = e_k + P_k d_k, guarded. */
+    void (*update)(const struct newton *newton);
+    /* The samples that are done but for the final walk, and those that need a new P. */
+    void (*judge)(const struct newton *newton);
+};
+
+/* Bytes of workspace; base may be NULL.  Fills the arrays of a newton whose sizes are set; where its
+ * starts.data is set already, it keeps them. */
+size_t dpcr_newton_carve(struct newton *newton, void *base);
+
+/* Bytes of scratch of one running task: two states. */
+static inline size_t dpcr_newton_scratch(const struct newton *newton) {
+    return dpcr_round_up(2 * (size_t)newton->w * dpcr_size_of(newton->dtype));
+}
+
+/* From the starts s_1..s_{S-1} given (s_0 is exact) to those of the solution, and their ends. */
+void dpcr_newton_solve(struct newton *newton);
+
+/* One column of a report (DPCR_REPORT,B) for each sample, from sample `first` on. */
+void dpcr_newton_report(const struct newton *newton, double *report, int64_t B, int64_t first);
+
+dpcr_status dpcr_check_newton(const dpcr_newton *options);
+
+extern const struct newton_kernels dpcr_newton_generic[2], dpcr_newton_v3[2], dpcr_newton_v4[2];
+
+const struct newton_kernels *dpcr_newton_kernels(const dpcr_device *device, dpcr_dtype dtype);
+
+#endif
