@@ -97,7 +97,8 @@ typedef enum dpcr_structure {
     DPCR_STRUCTURES
 } dpcr_structure;
 
-/* When a dense P is computed: at every sweep from the first, or for each sample only where its last sweep gained too little. */
+/* When a dense P is computed: at every sweep from the first, or for each sample only when its last sweep
+ * gained too little, and only of the segments that have changed. */
 typedef enum dpcr_refresh { DPCR_ADAPTIVE, DPCR_ALWAYS, DPCR_REFRESHES } dpcr_refresh;
 
 /* How segments are tied together; not read where plan.segments is 1. */
@@ -123,7 +124,7 @@ typedef enum dpcr_verdict {
 /* What a solve tells of every sample: rows of an array (DPCR_REPORT,B) of doubles. */
 typedef enum dpcr_report {
     DPCR_SWEEPS,         /* propagations, the final one included; 1 where S = 1, 0 where L, B or w is 0 */
-    DPCR_TANGENT_SWEEPS, /* of these with tangents */
+    DPCR_TANGENT_SWEEPS, /* of these with tangents; one of a part of the segments counts as that part */
     DPCR_VERDICT,
     DPCR_ERROR,  /* estimated, relative: of the worst boundary after the last update */
     DPCR_LEVELS, /* of cyclic reduction in one solve: ceil(log2 S); 0 where none was solved */

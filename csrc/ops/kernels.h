@@ -28,6 +28,7 @@ struct propagate_pass {
         bool transposed;
     } tangents;
     const struct newton_sample *control; /* (samples) what each of them needs; NULL: all of it */
+    const unsigned char *stale;          /* (S,samples) with control: whose P_k is to be computed */
     bool keep_all;                       /* states of all samples, not of candidates alone */
     char *scratch;
     size_t scratch_bytes;

@@ -4,6 +4,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 /* Sweeps after which a chain is taken to be hopeless: of the chains that converge at all few need more
  * than 25, whatever their length. */
@@ -41,11 +42,14 @@ size_t dpcr_newton_carve(struct newton *n, void *base) {
     n->samples = dpcr_take(&arena, (size_t)n->B * sizeof *n->samples);
     system->skip = dpcr_take(&arena, (size_t)n->B);
     n->guarded = dpcr_take(&arena, (size_t)(n->S * n->B));
-    n->scratch = dpcr_take(&arena, dpcr_newton_scratch(n) * (size_t)dpcr_slots(n->exec, n->B));
+    n->scratch = dpcr_take(&arena, dpcr_newton_scratch(n) * (size_t)dpcr_slots(n->exec, n->B * n->S));
     if (!n->starts.data) n->starts = (struct segment_rows){dpcr_take(&arena, rows), n->B, 0};
     if (!n->ends.data) n->ends = (struct segment_rows){dpcr_take(&arena, rows), n->B, 0};
     if (n->S == 1 || n->options.max_sweeps == 0) return arena.used;
     const size_t map = n->options.structure == DPCR_P_DENSE ? (size_t)(n->w * n->w) : 0;
+    n->moved = dpcr_take(&arena, (size_t)(n->S * n->B) * sizeof *n->moved);
+    system->fresh = dpcr_take(&arena, levels * (size_t)n->B);
+    if (base) n->stale = system->fresh + n->B; /* P_k is element k + 1 */
     system->maps = dpcr_take(&arena, levels * (size_t)n->B * map * element);
     system->offsets = dpcr_take(&arena, levels * (size_t)(n->B * n->w) * element);
     const struct recurrence_kernels *kernels = n->exec.device->recurrence[n->dtype];
@@ -62,6 +66,8 @@ static void begin(struct newton *n) {
     if (!dense) n->free = n->options.structure;
     if (n->options.max_sweeps < 0) n->options.max_sweeps = dpcr_min(n->S, kMaxSweeps);
     n->computed = false;
+    if (n->stale) memset(n->system.fresh, 1, (size_t)(dpcr_level_elements(n->S) * n->B));
+    if (n->stale) memset(n->moved, 0, (size_t)(n->S * n->B) * sizeof *n->moved);
     for (int64_t s = 0; s < n->B; s++)
         n->samples[s] = (struct newton_sample){
             .phase = n->S == 1 ? NEWTON_CANDIDATE : NEWTON_SWEEPING,
@@ -83,13 +89,13 @@ static void solve(struct newton *n) {
     for (int64_t s = 0; s < n->B; s++) {
         const struct newton_sample *sample = &n->samples[s];
         const bool own = sample->phase != NEWTON_SETTLED && sample->has_P == n->computed;
-        skip[s] = !own ? DPCR_SKIP : sample->refresh ? 0 : DPCR_KEEP_MAPS; /* without a P: d = r */
+        skip[s] = !own; /* without a P: d = r */
     }
     if (!n->computed && n->free == DPCR_P_ZERO) return; /* d = r */
     n->system.block = n->computed ? DPCR_DENSE : DPCR_IDENTITY;
     const int levels = dpcr_cyclic_reduction(&n->system, n->exec.device->recurrence[n->dtype]);
     for (int64_t s = 0; s < n->B; s++)
-        if (!(skip[s] & DPCR_SKIP)) n->samples[s].levels = levels;
+        if (!skip[s]) n->samples[s].levels = levels;
 }
 
 void dpcr_newton_solve(struct newton *n) {
@@ -116,7 +122,7 @@ void dpcr_newton_report(const struct newton *n, double *report, int64_t B, int64
         const struct newton_sample *sample = &n->samples[s];
         double *column = report + first + s;
         column[DPCR_SWEEPS * B] = (double)sample->sweeps;
-        column[DPCR_TANGENT_SWEEPS * B] = (double)sample->tangent_sweeps;
+        column[DPCR_TANGENT_SWEEPS * B] = sample->tangent_sweeps;
         column[DPCR_VERDICT * B] = (double)sample->verdict;
         column[DPCR_ERROR * B] = sample->error;
         column[DPCR_LEVELS * B] = sample->levels;

@@ -15,12 +15,15 @@
  *
  * A sample is *settled* in two stages.  It becomes a candidate when the error predicted to be left after
  * an update, q rho / (1 - rho) with q = max |d_{k+1}| / |e_k| and rho = q / q before, is at most rtol, or
- * when every r_k is rounding.  The next propagation, its final walk, must confirm that by its own d, or the
- * sample goes on sweeping.  Everything is decided per sample, from its own numbers alone.
+ * when every r_k is rounding.  The next propagation, its final walk, must confirm that by its own q and r, or
+ * the sample goes on sweeping.  Everything is decided per sample, from its own numbers alone.
  *
- * Cost per sweep and sample: states 2 L w^2 (MLP); tangents 2 (L - steps of the first and last segment) w^3
- * and cyclic reduction 2 S w^3, both only where P is computed; 6 S w^2 for its vectors.  Memory per sample:
- * 2 S w^2 + 4 S w.  Not handled: S = 1 is a propagation and nothing else.
+ * P is kept from sweep to sweep (DPCR_ADAPTIVE) while q falls to a quarter; else it is computed again, of the
+ * segments whose start has moved by more than a tenth since, or by a tenth of what the restless ones have.
+ *
+ * Cost per sweep and sample: states 2 L w^2 (MLP; without the exact prefix, in all but the final walk); where
+ * P is computed, tangents 2 w^3 per step and cyclic reduction 2 w^3 per map that changes, 2 S w^3 for all;
+ * 6 S w^2 for its vectors.  Memory per sample: 2 S w^2 + 4 S w.
  *
  * Method: DeepPCR (Danieli et al., NeurIPS 2023, arXiv 2309.16318) is S = L with P computed at every sweep.
  */
@@ -45,9 +48,10 @@ struct newton_sample {
     int64_t exact;   /* s_0..s_exact are those of the sequential pass, and e_k for k < exact */
     int64_t
         cleared; /* P_k for k < cleared meets nothing but zeros and has been set to 0: it may have been inf */
-    int64_t sweeps, tangent_sweeps;
-    double largest;       /* finite |e_k| */
-    double error, before; /* q of this sweep and of the last */
+    int64_t sweeps;
+    double tangent_sweeps; /* a sweep that computes P of a part of the segments counts as that part */
+    double largest;        /* finite |e_k| */
+    double error, before;  /* q of this sweep and of the last */
     double flops;
     int levels;
     dpcr_verdict verdict;
@@ -69,10 +73,13 @@ struct newton {
     int64_t S, B, w, sweep;
     struct segment_rows starts, ends;
     struct newton_sample *samples; /* (B) */
-    unsigned char *guarded;        /* (S,B): the guard acted at this boundary */
-    struct walk system;            /* its maps hold P_k as element k + 1, its offsets r_k and then d_{k+1} */
-    double step_flops;             /* per step of the chain and vector */
-    char *scratch;                 /* of the kernels below, for each thread */
+    unsigned char *guarded;        /* (S,B): the guard acted at this start */
+    float *moved;                  /* (S,B) how far s_k has moved since P_k, relative to it */
+    unsigned char
+        *stale; /* (S,B) P_k is to be computed where the sample has refresh set; part of system.fresh */
+    struct walk system; /* its maps hold P_k as element k + 1, its offsets r_k and then d_{k+1} */
+    double step_flops;  /* per step of the chain and vector */
+    char *scratch;      /* of the kernels below, for each thread */
 
     /* e_k (and P_k, into the maps) of the samples as their phases want it; and the sequential walk of
      * those that are not settled, from s_exact on. */

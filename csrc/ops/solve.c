@@ -19,7 +19,7 @@ int64_t dpcr_checkpoints(int64_t L, int64_t S) {
 static void propagate(const struct newton *n) {
     struct propagate_pass pass = *(const struct propagate_pass *)n->problem;
     pass.starts = n->starts, pass.ends = n->ends;
-    pass.control = n->samples;
+    pass.control = n->samples, pass.stale = n->stale;
     pass.keep_all = n->sweep == n->options.max_sweeps && !n->options.finish;
     bool tangents = false;
     for (int64_t s = 0; s < n->B; s++) tangents = tangents || n->samples[s].refresh;

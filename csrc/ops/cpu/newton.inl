@@ -9,14 +9,18 @@
 static const double FN(guard) = 10;
 /* A sweep that leaves more than this share of the error asks for a new P, while there is error enough. */
 static const double FN(slow) = 0.25, FN(small) = 1e3;
+/* and only of the segments whose start has moved by more than this since their last. */
+static const float FN(far) = 0.1F;
 /* Contraction from one sweep to the next, as far as it is believed: an error that fell by more has met its
  * rounding, one that falls by less with a good P has too. */
 static const double FN(fastest) = 1e-3, FN(slowest) = 0.9;
+/* A sweep after which more than this share of the error is left has met it, too. */
+static const double FN(stuck) = 0.5;
 /* What the final walk may find in units of rtol, which is a prediction of it. */
 static const double FN(slack) = 2;
 
 static const double FN(epsilon) = sizeof(REAL) == sizeof(float) ? FLT_EPSILON : DBL_EPSILON;
-/* States smaller than this count as of this size: below it there are denormals. */
+/* Below it there are denormals. */
 static const double FN(tiny) = sizeof(REAL) == sizeof(float) ? 1e-37 : 1e-307;
 
 static REAL *FN(start_of)(const struct newton *n, int64_t k, int64_t s) {
@@ -57,6 +61,11 @@ static void FN(each_sample)(const struct newton *n, void (*run)(const void *, in
     dpcr_run_tasks(n->exec, &tasks);
 }
 
+/* States smaller than this count as of this size. */
+static double FN(smallest)(const struct newton *n) {
+    return fmax(n->options.atol / n->options.rtol, FN(tiny));
+}
+
 /* What a candidate's r may be, in the units of newton_sample.rounding.  Without a true P there is nothing
  * that sees errors add up from boundary to boundary, so each of them must be small. */
 static double FN(acceptable)(const struct newton *n) {
@@ -79,27 +88,38 @@ static double FN(relative_residual)(const struct newton *n, int64_t k, int64_t s
         }
     }
     const double scale = FN(norm)(w, FN(end_of)(n, k, s)) + P * FN(norm)(w, FN(start_of)(n, k, s));
-    const double ratio = r / scale;
+    const double ratio = r / fmax(scale, FN(smallest)(n));
     return ratio >= 0 ? ratio : INFINITY; /* NaN */
 }
 
-/* Matrix products of this sweep. */
-static void FN(count)(const struct newton *n, struct newton_sample *sample) {
-    const double w = (double)n->w;
-    const int64_t steps = n->steps_from(n, sample->exact);
+/* Matrix products of the propagation: states, and tangents of the segments whose P was due. */
+static void FN(count_walk)(const struct newton *n, int64_t s) {
+    struct newton_sample *sample = &n->samples[s];
     sample->sweeps++;
-    sample->tangent_sweeps += sample->refresh;
-    sample->flops += (double)steps * n->step_flops;
-    if (!sample->has_P || n->S == 1) return;
-    for (int level = 0; dpcr_level(n->S, level).count > 1; level++) {
-        const double kept = (double)dpcr_level(n->S, level + 1).count - 1;
-        const double others = (double)(dpcr_level(n->S, level).count / 2);
-        sample->flops += 2 * w * w * (kept + others + (sample->refresh ? kept * w : 0));
+    sample->flops += (double)n->steps_from(n, sample->exact) * n->step_flops;
+    if (!sample->refresh) return;
+    double tangents = 0, all = 0;
+    for (int64_t k = sample->exact + 1; k < n->S - 1; k++) {
+        const double own = (double)(n->steps_from(n, k) - n->steps_from(n, k + 1));
+        all += own;
+        if (!n->stale[k * n->B + s]) continue;
+        tangents += own;
+        n->moved[k * n->B + s] = 0;
     }
-    sample->flops += 2 * w * w * (double)(n->S - 1);
-    if (sample->refresh)
-        sample->flops +=
-            w * n->step_flops * (double)(n->steps_from(n, sample->exact + 1) - n->steps_from(n, n->S - 1));
+    if (all > 0) sample->tangent_sweeps += tangents / all;
+    sample->flops += tangents * (double)n->w * n->step_flops;
+}
+
+/* Those of the cyclic reduction and of the update. */
+static void FN(count_solve)(const struct newton *n, int64_t s) {
+    const double w = (double)n->w;
+    double products = 0, vectors = (double)(n->S - 1);
+    for (int t = 0; dpcr_level(n->S, t).count > 1; t++) {
+        const struct level at = dpcr_level(n->S, t), next = dpcr_level(n->S, t + 1);
+        vectors += (double)(next.count - 1 + at.count / 2);
+        for (int64_t m = 1; m < next.count; m++) products += n->system.fresh[(next.first + m) * n->B + s];
+    }
+    n->samples[s].flops += 2 * w * w * (vectors + w * products);
 }
 
 static void FN(clear_P)(const struct newton *n, int64_t s) {
@@ -117,7 +137,7 @@ static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
     if (sample->phase == NEWTON_SETTLED) return;
     FN(clear_P)(n, s); /* those that this propagation has not computed */
     sample->has_P = sample->has_P || sample->refresh;
-    FN(count)(n, sample);
+    FN(count_walk)(n, s);
     sample->largest = 0;
     sample->rounding = 0;
     if (n->S > 1) memset(FN(element)(n, 0, s), 0, (size_t)w * sizeof(REAL));
@@ -149,7 +169,7 @@ static void FN(residuals)(const struct newton *n) {
 
 /* q = max |d_{k+1}| / |e_k|, each boundary against its own state; inf where d is not finite. */
 static double FN(relative_error)(const struct newton *n, int64_t s) {
-    const double floor = fmax(n->options.atol / n->options.rtol, FN(tiny));
+    const double floor = FN(smallest)(n);
     double q = 0;
     for (int64_t k = 0; k < n->S - 1; k++) {
         const double ratio =
@@ -203,11 +223,20 @@ static void FN(confirm_task)(const void *argument, int64_t s, void *memory) {
     const struct newton *n = argument;
     struct newton_sample *sample = &n->samples[s];
     if (sample->phase == NEWTON_SETTLED) return;
-    if (sample->has_P && !FN(is_solution)(n, s, memory)) FN(solve_again)(n, s);
+    if (sample->has_P) FN(count_solve)(n, s);
     sample->error = FN(relative_error)(n, s);
+    /* a linear problem takes d for its error itself, others sweep on */
+    const bool solved =
+        !sample->has_P || (n->once ? FN(is_solution)(n, s, memory) : sample->error < INFINITY);
+    if (!solved) {
+        FN(solve_again)(n, s);
+        sample->error = FN(relative_error)(n, s);
+    }
     if (sample->phase != NEWTON_CANDIDATE) return;
-    const bool confirmed =
-        sample->error <= FN(slack) * n->options.rtol || sample->rounding <= FN(acceptable)(n);
+    /* the error that is left is small; or it is rounding's, carried far: no sweep makes it smaller */
+    const bool small = sample->error <= FN(slack) * n->options.rtol,
+               stuck = sample->error >= FN(stuck) * sample->before || sample->rounding <= 2 * FN(epsilon);
+    const bool confirmed = small || (stuck && sample->rounding <= FN(acceptable)(n));
     sample->phase = confirmed ? NEWTON_SETTLED : NEWTON_SWEEPING;
     if (confirmed) sample->verdict = DPCR_CONVERGED;
 }
@@ -218,34 +247,41 @@ static void FN(confirm)(const struct newton *n) {
 
 /* ---- 3. the update --------------------------------------------------------------------------- */
 
-/* s_{k+1} = e_k + P_k d_k */
-static void FN(update_boundary)(const struct newton *n, int64_t k, int64_t s) {
+/* s_{k+1} = e_k + P_k d_k -> next; false where the guard did not let it pass */
+static bool FN(next_start)(const struct newton *n, int64_t k, int64_t s, REAL *next) {
     const struct newton_sample *sample = &n->samples[s];
     const int64_t w = n->w;
     const REAL *e = FN(end_of)(n, k, s), *d = FN(element)(n, k, s);
-    REAL *next = FN(start_of)(n, k + 1, s);
-    unsigned char *guarded = &n->guarded[(k + 1) * n->B + s];
-    *guarded = 0;
     memcpy(next, e, (size_t)w * sizeof(REAL));
-    if (k < sample->exact || FN(is_zero)(w, d)) return; /* P may be inf */
+    if (k < sample->exact || FN(is_zero)(w, d)) return true; /* P may be inf */
     if (sample->has_P)
         FN(matvec)(w, w, &(struct FN(matrix)){FN(P_of)(n, k, s), w, 1}, d, e, next);
     else if (n->free == DPCR_P_IDENTITY)
         for (int64_t i = 0; i < w; i++) next[i] += d[i];
-    if (FN(norm)(w, next) <= FN(guard) * sample->largest) return;
+    if (FN(norm)(w, next) <= FN(guard) * sample->largest) return true;
     memcpy(next, e, (size_t)w * sizeof(REAL));
-    *guarded = 1;
+    return false;
+}
+
+/* scratch: 2 states */
+static void FN(update_boundary)(const struct newton *n, int64_t k, int64_t s, REAL *scratch) {
+    const int64_t w = n->w, at = (k + 1) * n->B + s;
+    REAL *start = FN(start_of)(n, k + 1, s), *next = scratch, *step = scratch + w;
+    n->guarded[at] = !FN(next_start)(n, k, s, next);
+    for (int64_t i = 0; i < w; i++) step[i] = next[i] - start[i];
+    const double moved = FN(norm)(w, step) / fmax(FN(norm)(w, next), FN(smallest)(n));
+    n->moved[at] += (float)fmin(moved, 1e30);
+    memcpy(start, next, (size_t)w * sizeof(REAL));
 }
 
 enum { FN(BOUNDARIES) = 64 }; /* of one task */
 
 static void FN(update_task)(const void *argument, int64_t task, void *memory) {
-    (void)memory;
     const struct newton *n = argument;
     const int64_t s = task % n->B, first = task / n->B * FN(BOUNDARIES),
                   last = dpcr_min(first + FN(BOUNDARIES), n->S - 1);
     for (int64_t k = first; k < last && n->samples[s].phase == NEWTON_SWEEPING; k++)
-        FN(update_boundary)(n, k, s);
+        FN(update_boundary)(n, k, s, memory);
 }
 
 static void FN(update)(const struct newton *n) {
@@ -253,7 +289,9 @@ static void FN(update)(const struct newton *n) {
                                 .pass = n,
                                 .count = dpcr_ceil_div(n->S - 1, FN(BOUNDARIES)) * n->B,
                                 .work = 2.0 * (double)n->S * (double)n->B * (double)n->w
-                                        * (n->computed ? (double)n->w : 1)};
+                                        * (n->computed ? (double)n->w : 1),
+                                .scratch = n->scratch,
+                                .scratch_bytes = dpcr_newton_scratch(n)};
     dpcr_run_tasks(n->exec, &tasks);
 }
 
@@ -276,10 +314,19 @@ static void FN(judge_task)(const void *argument, int64_t s, void *memory) {
     const bool exact = sample->exact == n->S - 1;         /* all starts are, now */
     if (sample->rounding <= 2 * FN(epsilon) || exact || (!guarded && (predicted || solved)))
         sample->phase = NEWTON_CANDIDATE;
-    const bool poor = !sample->has_P || (!(gain <= FN(slow)) && !(q <= FN(small) * FN(epsilon)));
-    const bool useful = sample->exact < n->S - 2; /* P_k of the segments between s_exact and the last */
-    sample->refresh = sample->phase == NEWTON_SWEEPING && dense && useful && !n->once
-                      && (n->options.refresh == DPCR_ALWAYS || poor);
+    const bool all = !sample->has_P || n->options.refresh == DPCR_ALWAYS;
+    const bool poor = !(gain <= FN(slow)) && !(q <= FN(small) * FN(epsilon));
+    const bool sweeping = sample->phase == NEWTON_SWEEPING && dense && !n->once;
+    float most = 0;
+    for (int64_t k = sample->exact + 1; dense && k < n->S - 1; k++)
+        most = n->moved[k * n->B + s] > most ? n->moved[k * n->B + s] : most;
+    const float far = most * FN(far) < FN(far) ? most * FN(far) : FN(far);
+    sample->refresh = false;
+    for (int64_t k = 0; dense && k < n->S - 1; k++) {
+        const int64_t at = k * n->B + s;
+        n->stale[at] = sweeping && (all || (poor && k > sample->exact && n->moved[at] > far));
+        sample->refresh = sample->refresh || (n->stale[at] && k > sample->exact);
+    }
     sample->before = q;
 }
 

@@ -60,7 +60,7 @@ struct FN(wants) {
 };
 
 static struct FN(wants) FN(wants_of)(const struct newton_sample *control, const struct FN(tile_at) * at,
-                                     int64_t k, int64_t S, bool states, bool all) {
+                                     int64_t k, bool states, bool all) {
     struct FN(wants) wants = {false, false, false};
     for (int64_t s = at->s0; s < at->s0 + at->count; s++) {
         const struct newton_sample *sample = &control[s];
@@ -68,9 +68,17 @@ static struct FN(wants) FN(wants_of)(const struct newton_sample *control, const 
         const bool keep = states && (all || sample->phase == NEWTON_CANDIDATE);
         wants.states |= keep;
         wants.walk |= keep || k >= sample->exact;
-        wants.tangents |= sample->refresh && k > sample->exact && k < S - 1;
     }
     return wants;
+}
+
+/* Whether P_k of a sample is computed: not before its first boundary that is not exact, where it would meet
+ * zeros, and not of the last segment, after which there is no boundary. */
+static bool FN(wants_P)(const struct propagate_pass *pass, int64_t k, int64_t s) {
+    if (!pass->tangents.data) return false;
+    if (!pass->control) return true;
+    const struct newton_sample *sample = &pass->control[s];
+    return sample->refresh && pass->stale[k * pass->samples + s] && k > sample->exact && k < pass->S - 1;
 }
 
 /* ---- propagate ------------------------------------------------------------------------------ */
@@ -104,7 +112,7 @@ static void FN(store_tangents)(const struct propagate_pass *pass, int64_t k, con
     const struct tangent_maps *maps = &pass->tangents;
     const int64_t w = pass->chain->w, row = maps->transposed ? 1 : w, column = maps->transposed ? w : 1;
     for (int64_t s = 0; s < at->count; s++) {
-        if (pass->control && !pass->control[at->s0 + s].refresh) continue;
+        if (!FN(wants_P)(pass, k, at->s0 + s)) continue;
         REAL *P = (REAL *)maps->data + maps->first + k * maps->step + (at->s0 + s) * w * w;
         for (int64_t i = 0; i < w; i++)
             for (int64_t c = 0; c < w; c++)
@@ -155,9 +163,9 @@ static void FN(propagate_task)(const void *argument, int64_t task, void *memory)
     const struct propagate_pass *pass = argument;
     struct FN(tile_at) at;
     const int64_t k = pass->k0 + FN(tile_of)(pass->chain, pass->samples, task, &at);
-    struct FN(wants) wants = {true, pass->tangents.data != NULL, pass->states != NULL};
-    if (pass->control)
-        wants = FN(wants_of)(pass->control, &at, k, pass->S, pass->states != NULL, pass->keep_all);
+    struct FN(wants) wants = {true, false, pass->states != NULL};
+    if (pass->control) wants = FN(wants_of)(pass->control, &at, k, pass->states != NULL, pass->keep_all);
+    for (int64_t s = at.s0; s < at.s0 + at.count; s++) wants.tangents |= FN(wants_P)(pass, k, s);
     if (wants.walk) FN(walk_segment)(pass, k, &at, wants, memory);
 }
 
@@ -270,7 +278,7 @@ static void FN(pullback_task)(const void *argument, int64_t task, void *memory) 
     const struct pullback_pass *pass = argument;
     struct FN(tile_at) at;
     const int64_t k = pass->k0 + FN(tile_of)(pass->chain, pass->samples, task, &at);
-    if (!pass->control || FN(wants_of)(pass->control, &at, k, pass->S, false, false).walk)
+    if (!pass->control || FN(wants_of)(pass->control, &at, k, false, false).walk)
         FN(walk_back)(pass, k, &at, memory);
 }
 

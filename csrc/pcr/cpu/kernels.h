@@ -39,14 +39,11 @@ struct walk {
     double *size;    /* (S,B) |x| + |b| there: what the gap is measured by */
     char *scratch;
 
-    /* (B) flags of DPCR_KEEP_MAPS and DPCR_SKIP, or NULL; own blocks only */
-    const unsigned char *skip;
-};
-
-enum {
-    DPCR_KEEP_MAPS =
-        1, /* this sample's maps are those of an earlier solve of the same blocks: only offsets are new */
-    DPCR_SKIP = 2 /* this sample is not solved */
+    /* Own blocks only; NULL: every sample, all maps. */
+    const unsigned char *skip; /* (B) samples that are not solved */
+    /* (dpcr_level_elements(S),B) which maps are new since the last solve of the same system: of level 0 the
+     * caller says it, of the others eliminate does, and multiplies only those. */
+    unsigned char *fresh;
 };
 
 struct recurrence_kernels {

@@ -169,8 +169,8 @@ struct FN(level_pass) {
     struct level level, next;
 };
 
-static bool FN(skipped)(const struct walk *walk, int64_t s, int flag) {
-    return walk->skip && walk->skip[s] & flag;
+static bool FN(skipped)(const struct walk *walk, int64_t s) {
+    return walk->skip && walk->skip[s];
 }
 
 /* to = map of element k of the level, applied to from, plus its offset */
@@ -186,10 +186,21 @@ static void FN(apply_map)(const struct FN(level_pass) * pass, int64_t k, int64_t
         return;
     }
     for (int64_t s = 0; s < n; s++)
-        if (!FN(skipped)(walk, s0 + s, DPCR_SKIP))
+        if (!FN(skipped)(walk, s0 + s))
             FN(apply)(walk, 1, FN(map_block)(walk, element, s0 + s), (struct FN(rows)){from.data + s * w, w},
                       (struct FN(rows)){offset.data + s * w, w}, (struct FN(rows)){to.data + s * w, w},
                       scratch);
+}
+
+/* Whether map m of the next level has to be multiplied again, for sample s. */
+static bool FN(is_fresh)(const struct FN(level_pass) * pass, int64_t m, int64_t s) {
+    const struct walk *walk = pass->walk;
+    if (FN(skipped)(walk, s)) return false;
+    if (!walk->fresh) return true;
+    const unsigned char *left = walk->fresh + (pass->level.first + 2 * m) * walk->B + s;
+    const unsigned char fresh = left[0] | *(left - walk->B);
+    walk->fresh[(pass->next.first + m) * walk->B + s] = fresh;
+    return fresh;
 }
 
 /* Map m of the next level, of samples s0..s0+n-1: map_2m map_2m-1 */
@@ -203,7 +214,7 @@ static void FN(multiply_maps)(const struct FN(level_pass) * pass, int64_t m, int
         for (int64_t i = 0; i < n * size; i++) map[i] = left[i] * right[i];
     else
         for (int64_t s = 0; s < n; s++)
-            if (!FN(skipped)(walk, s0 + s, DPCR_KEEP_MAPS | DPCR_SKIP))
+            if (FN(is_fresh)(pass, m, s0 + s))
                 FN(square_product)(w, &(struct FN(matrix)){left + s * size, w, 1}, right + s * size,
                                    map + s * size);
 }
