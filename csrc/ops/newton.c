@@ -85,7 +85,8 @@ static bool settled(const struct newton *n) {
 /* d from r, with the P that there is; returns the levels. */
 static void solve(struct newton *n) {
     unsigned char *skip = (unsigned char *)n->system.skip;
-    for (int64_t s = 0; s < n->B; s++) n->computed = n->computed || n->samples[s].has_P;
+    n->computed = n->options.structure == DPCR_P_DENSE
+                  && (n->sweep > 1 || n->once || n->options.refresh == DPCR_ALWAYS);
     for (int64_t s = 0; s < n->B; s++) {
         const struct newton_sample *sample = &n->samples[s];
         const bool own = sample->phase != NEWTON_SETTLED && sample->has_P == n->computed;

@@ -68,7 +68,7 @@ struct newton {
     dpcr_dtype dtype;
     dpcr_newton options;
     dpcr_structure free; /* what P is before it has been computed: identity or zero */
-    bool computed;       /* some sample has a P of its own */
+    bool computed;       /* this sweep solves with computed P; whoever has none takes d = r */
     bool once;           /* F is linear: P needs to be computed once only, at the first sweep */
     int64_t S, B, w, sweep;
     struct segment_rows starts, ends;
