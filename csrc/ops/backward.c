@@ -24,7 +24,7 @@ struct backward {
     dpcr_newton options;
     int64_t S;
     int64_t units, chunk;      /* a chunk is a run of that many of the `units` pieces of the chain */
-    int64_t slots, saved_size; /* saved_size in elements per step and sample */
+    int64_t tasks, saved_size; /* saved_size in elements per step and sample */
     size_t scratch_bytes;
     bool parameters, recompute;
     int64_t tile; /* samples that Newton takes at once */
@@ -182,7 +182,7 @@ static size_t carve(struct backward *b, void *base) {
     const size_t element = dpcr_size_of(chain->dtype), rows = (size_t)(b->S * chain->B * chain->w) * element,
                  steps = (size_t)(chunk_steps(b) * chain->B) * element;
     struct arena arena = {base, 0};
-    b->scratch = dpcr_take(&arena, (size_t)b->slots * b->scratch_bytes);
+    b->scratch = dpcr_take(&arena, (size_t)dpcr_slots(b->exec, b->tasks) * b->scratch_bytes);
     b->starts = (struct segment_rows){dpcr_take(&arena, rows), chain->B, 0};
     b->ends = b->starts;
     if (b->S > 1) b->ends.data = dpcr_take(&arena, rows);
@@ -215,20 +215,20 @@ static dpcr_status plan_workspace(struct backward *b, const dpcr_plan *plan, siz
     const dpcr_chain *chain = b->chain;
     const int64_t element = (int64_t)dpcr_size_of(chain->dtype);
     const bool dense = b->S > 1 && b->options.structure == DPCR_P_DENSE;
-    const int64_t tasks = dpcr_tile_count(chain, b->kernels->tile(chain), b->S, chain->B);
+    b->units = b->S > 1 ? b->S : b->recompute ? dpcr_checkpoints(chain->L, 1) : chain->L;
+    b->tasks = dpcr_tile_count(chain, b->kernels->tile(chain), dpcr_max(b->units, 1), chain->B);
     const size_t back = b->kernels->pullback_scratch(chain),
                  forth = dense || b->recompute ? b->kernels->propagate_scratch(chain, dense) : 0;
-    b->scratch_bytes = tasks == 0 ? 0 : back > forth ? back : forth;
+    b->scratch_bytes = b->tasks == 0 ? 0 : back > forth ? back : forth;
     b->saved_size = b->kernels->saved_size(chain);
-    b->units = b->S > 1 ? b->S : b->recompute ? dpcr_checkpoints(chain->L, 1) : chain->L;
     const int64_t step =
         chain->B * element * ((b->parameters ? b->saved_size : 0) + (b->recompute ? chain->w : 0));
     const int64_t unit = step * dpcr_ceil_div(chain->L, dpcr_max(b->units, 1));
-    b->slots = b->chunk = b->tile = 1;
+    const int64_t threads = b->exec.threads;
+    b->exec.threads = b->chunk = b->tile = 1;
     shrink(b, &b->chunk, unit > 0 ? dpcr_min(b->units, kChunkBytes / unit) : b->units, plan);
     if (b->S > 1) shrink(b, &b->tile, chain->B, plan);
-    shrink(b, &b->slots, dpcr_slots(b->exec, tasks), plan);
-    b->exec.threads = dpcr_max(b->slots, 1);
+    shrink(b, &b->exec.threads, threads, plan);
     *bytes = carve(b, NULL);
     return dpcr_fit_cap(plan, *bytes);
 }

@@ -50,7 +50,7 @@ struct solve {
     int64_t S; /* 1 with checkpoints: the segments between them, walked one after the other */
     bool sequential;
     size_t scratch_bytes;
-    int64_t slots;
+    int64_t tasks;
 };
 
 static struct newton make_newton(const struct solve *solve, int64_t first, int64_t samples) {
@@ -77,7 +77,7 @@ static struct newton make_newton(const struct solve *solve, int64_t first, int64
 static size_t carve(const struct solve *solve, int64_t samples, void *base, struct newton *n,
                     struct propagate_pass *pass) {
     struct arena arena = {base, 0};
-    char *scratch = dpcr_take(&arena, (size_t)solve->slots * solve->scratch_bytes);
+    char *scratch = dpcr_take(&arena, (size_t)dpcr_slots(solve->exec, solve->tasks) * solve->scratch_bytes);
     if (pass) pass->scratch = scratch, pass->scratch_bytes = solve->scratch_bytes;
     struct newton trial = make_newton(solve, 0, samples);
     return arena.used + dpcr_newton_carve(n ? n : &trial, base ? (char *)base + arena.used : NULL);
@@ -111,7 +111,6 @@ static void solve_tile(const struct solve *solve, int64_t first, int64_t samples
     struct newton n = make_newton(solve, first, samples);
     carve(solve, samples, base, &n, &pass);
     n.problem = &pass;
-    pass.exec.threads = dpcr_max(solve->slots, 1);
     begin(solve, &n, first);
     dpcr_newton_solve(&n);
     const size_t element = dpcr_size_of(chain->dtype), row = (size_t)n.w * element;
@@ -125,20 +124,23 @@ static void solve_tile(const struct solve *solve, int64_t first, int64_t samples
 
 /* ---- the calls ------------------------------------------------------------------------------- */
 
-/* The largest tile of samples whose workspace fits the cap, a multiple of the kernels' where it can be. */
+/* Fewer threads, then fewer samples at a time (a multiple of the kernels' tile where it can be) until the
+ * workspace fits the cap. */
 static dpcr_status choose_tile(struct solve *solve, const dpcr_plan *plan, int64_t *tile, size_t *bytes) {
     const dpcr_chain *chain = solve->chain;
     const struct chain_kernels *kernels = dpcr_chain_kernels(solve->exec.device, chain->dtype);
-    const int64_t unit = kernels->tile(chain), tasks = dpcr_tile_count(chain, unit, solve->S, chain->B);
-    const bool tangents = solve->S > 1 && solve->options.structure == DPCR_P_DENSE;
-    solve->scratch_bytes = kernels->propagate_scratch(chain, tangents);
-    solve->slots = 0;
-    const size_t least = carve(solve, dpcr_min(unit, chain->B), NULL, NULL, NULL);
-    solve->slots = dpcr_slots_within(plan, dpcr_slots(solve->exec, tasks), solve->scratch_bytes, least);
+    const int64_t unit = kernels->tile(chain);
+    solve->tasks = dpcr_tile_count(chain, unit, solve->S, chain->B);
+    solve->scratch_bytes = kernels->propagate_scratch(chain, solve->options.structure == DPCR_P_DENSE);
     *tile = chain->B;
     *bytes = carve(solve, *tile, NULL, NULL, NULL);
-    if (plan->workspace_cap == 0 || *bytes <= plan->workspace_cap) return DPCR_OK;
-    int64_t fits = 0, over = chain->B; /* bytes grow with the tile, so bisect */
+    if (plan->workspace_cap == 0) return DPCR_OK;
+    while (solve->exec.threads > 1 && *bytes > plan->workspace_cap) {
+        solve->exec.threads--;
+        *bytes = carve(solve, *tile, NULL, NULL, NULL);
+    }
+    int64_t fits = 0,
+            over = *bytes > plan->workspace_cap ? chain->B : 0; /* bytes grow with the tile: bisect */
     while (over - fits > 1) {
         const int64_t trial = fits + (over - fits) / 2;
         if (carve(solve, trial, NULL, NULL, NULL) <= plan->workspace_cap)
@@ -146,7 +148,7 @@ static dpcr_status choose_tile(struct solve *solve, const dpcr_plan *plan, int64
         else
             over = trial;
     }
-    *tile = fits > unit ? fits / unit * unit : dpcr_max(fits, 1);
+    if (over > 0) *tile = fits > unit ? fits / unit * unit : dpcr_max(fits, 1);
     *bytes = carve(solve, *tile, NULL, NULL, NULL);
     return dpcr_fit_cap(plan, *bytes);
 }

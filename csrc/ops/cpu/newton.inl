@@ -66,12 +66,6 @@ static double FN(smallest)(const struct newton *n) {
     return fmax(n->options.atol / n->options.rtol, FN(tiny));
 }
 
-/* What a candidate's r may be, in the units of newton_sample.rounding.  Without a true P there is nothing
- * that sees errors add up from boundary to boundary, so each of them must be small. */
-static double FN(acceptable)(const struct newton *n) {
-    return n->options.structure == DPCR_P_DENSE ? FN(slack) * n->options.rtol : n->options.rtol / 4;
-}
-
 /* ---- 2. r = e - s --------------------------------------------------------------------------- */
 
 /* |r_k| in units of what is added up at boundary k: e_k, and s_k carried on to it. */
@@ -155,7 +149,7 @@ static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
             continue;
         }
         for (int64_t i = 0; i < w; i++) r[i] = e[i] - next[i];
-        if (sample->rounding <= FN(acceptable)(n))
+        if (sample->rounding <= FN(slack) * n->options.rtol)
             sample->rounding = fmax(sample->rounding, FN(relative_residual)(n, k, s, FN(norm)(w, r)));
     }
     sample->exact = dpcr_min(equal + 1, n->S - 1);
@@ -167,17 +161,32 @@ static void FN(residuals)(const struct newton *n) {
 
 /* ---- 5. the verdict -------------------------------------------------------------------------- */
 
-/* q = max |d_{k+1}| / |e_k|, each boundary against its own state; inf where d is not finite. */
-static double FN(relative_error)(const struct newton *n, int64_t s) {
-    const double floor = FN(smallest)(n);
+/* q = max |d_{k+1}| / |e_k|, each boundary against its own state; inf where d is not finite.  With P = 0
+ * d is r, and tells nothing of errors that add up from boundary to boundary: then its running sum counts. */
+static double FN(relative_error)(const struct newton *n, int64_t s, REAL *sum) {
+    const int64_t w = n->w;
+    const bool add = n->options.structure == DPCR_P_ZERO;
     double q = 0;
+    memset(sum, 0, (size_t)w * sizeof(REAL));
     for (int64_t k = 0; k < n->S - 1; k++) {
+        const REAL *d = FN(element)(n, k + 1, s);
+        for (int64_t i = 0; add && i < w; i++) sum[i] += d[i];
         const double ratio =
-            FN(norm)(n->w, FN(element)(n, k + 1, s)) / fmax(FN(norm)(n->w, FN(end_of)(n, k, s)), floor);
+            FN(norm)(w, add ? sum : d) / fmax(FN(norm)(w, FN(end_of)(n, k, s)), FN(smallest)(n));
         if (!(ratio < INFINITY)) return INFINITY;
         q = ratio > q ? ratio : q;
     }
     return q;
+}
+
+/* The error that is left is small; or it is rounding's, carried far, and no sweep makes it smaller.  Without
+ * a true P, q is a guess: every r must be rounding, too, and q what roundings add up to. */
+static bool FN(is_right)(const struct newton *n, const struct newton_sample *sample) {
+    const double rtol = n->options.rtol, slack = FN(slack) * rtol, q = sample->error, r = sample->rounding;
+    if (n->options.structure != DPCR_P_DENSE)
+        return r <= rtol / 4 && q <= slack * fmax(1, sqrt((double)n->S) / 8);
+    const bool stuck = q >= FN(stuck) * sample->before || r <= 2 * FN(epsilon);
+    return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
 
 static bool FN(is_zero)(int64_t w, const REAL *x) {
@@ -224,21 +233,18 @@ static void FN(confirm_task)(const void *argument, int64_t s, void *memory) {
     struct newton_sample *sample = &n->samples[s];
     if (sample->phase == NEWTON_SETTLED) return;
     if (sample->has_P) FN(count_solve)(n, s);
-    sample->error = FN(relative_error)(n, s);
+    sample->error = FN(relative_error)(n, s, memory);
     /* a linear problem takes d for its error itself, others sweep on */
     const bool solved =
         !sample->has_P || (n->once ? FN(is_solution)(n, s, memory) : sample->error < INFINITY);
     if (!solved) {
         FN(solve_again)(n, s);
-        sample->error = FN(relative_error)(n, s);
+        sample->error = FN(relative_error)(n, s, memory);
     }
     if (sample->phase != NEWTON_CANDIDATE) return;
-    /* the error that is left is small; or it is rounding's, carried far: no sweep makes it smaller */
-    const bool small = sample->error <= FN(slack) * n->options.rtol,
-               stuck = sample->error >= FN(stuck) * sample->before || sample->rounding <= 2 * FN(epsilon);
-    const bool confirmed = small || (stuck && sample->rounding <= FN(acceptable)(n));
-    sample->phase = confirmed ? NEWTON_SETTLED : NEWTON_SWEEPING;
-    if (confirmed) sample->verdict = DPCR_CONVERGED;
+    const bool right = FN(is_right)(n, sample);
+    sample->phase = right ? NEWTON_SETTLED : NEWTON_SWEEPING;
+    if (right) sample->verdict = DPCR_CONVERGED;
 }
 
 static void FN(confirm)(const struct newton *n) {
@@ -297,6 +303,25 @@ static void FN(update)(const struct newton *n) {
 
 /* ---- 4. what comes next ---------------------------------------------------------------------- */
 
+/* Which segments compute their P at the next propagation. */
+static void FN(plan_refresh)(const struct newton *n, int64_t s, double gain) {
+    struct newton_sample *sample = &n->samples[s];
+    sample->refresh = false;
+    if (n->options.structure != DPCR_P_DENSE) return;
+    const bool all = !sample->has_P || n->options.refresh == DPCR_ALWAYS;
+    const bool poor = !(gain <= FN(slow)) && !(sample->error <= FN(small) * FN(epsilon));
+    const bool wanted = sample->phase == NEWTON_SWEEPING && !n->once && (all || poor);
+    float most = 0;
+    for (int64_t k = sample->exact + 1; k < n->S - 1; k++)
+        most = n->moved[k * n->B + s] > most ? n->moved[k * n->B + s] : most;
+    const float far = FN(far) * (most < 1 ? most : 1);
+    for (int64_t k = 0; k < n->S - 1; k++) {
+        const bool inexact = k > sample->exact;
+        n->stale[k * n->B + s] = wanted && (all || (inexact && n->moved[k * n->B + s] > far));
+        sample->refresh = sample->refresh || (inexact && n->stale[k * n->B + s]);
+    }
+}
+
 static void FN(judge_task)(const void *argument, int64_t s, void *memory) {
     (void)memory;
     const struct newton *n = argument;
@@ -306,27 +331,14 @@ static void FN(judge_task)(const void *argument, int64_t s, void *memory) {
     bool guarded = false;
     for (int64_t k = 1; k < n->S; k++) guarded = guarded || n->guarded[k * n->B + s];
     const double q = sample->error, gain = q / sample->before;
-    const double rho = !(gain > FN(fastest))          ? FN(fastest)
-                       : gain < FN(slowest) || !dense ? gain
-                                                      : FN(slowest);
-    const bool predicted = n->sweep > 2 && rho < 1 && q * rho / (1 - rho) <= n->options.rtol;
+    const double rho = fmin(gain > FN(fastest) ? gain : FN(fastest), FN(slowest));
+    const bool predicted =
+        dense ? n->sweep > 2 && q * rho / (1 - rho) <= n->options.rtol : FN(is_right)(n, sample);
     const bool solved = n->once && dense && q < INFINITY; /* of a linear problem by its own P */
     const bool exact = sample->exact == n->S - 1;         /* all starts are, now */
-    if (sample->rounding <= 2 * FN(epsilon) || exact || (!guarded && (predicted || solved)))
-        sample->phase = NEWTON_CANDIDATE;
-    const bool all = !sample->has_P || n->options.refresh == DPCR_ALWAYS;
-    const bool poor = !(gain <= FN(slow)) && !(q <= FN(small) * FN(epsilon));
-    const bool sweeping = sample->phase == NEWTON_SWEEPING && dense && !n->once;
-    float most = 0;
-    for (int64_t k = sample->exact + 1; dense && k < n->S - 1; k++)
-        most = n->moved[k * n->B + s] > most ? n->moved[k * n->B + s] : most;
-    const float far = most * FN(far) < FN(far) ? most * FN(far) : FN(far);
-    sample->refresh = false;
-    for (int64_t k = 0; dense && k < n->S - 1; k++) {
-        const int64_t at = k * n->B + s;
-        n->stale[at] = sweeping && (all || (poor && k > sample->exact && n->moved[at] > far));
-        sample->refresh = sample->refresh || (n->stale[at] && k > sample->exact);
-    }
+    const bool floor = dense && sample->rounding <= 2 * FN(epsilon);
+    if (floor || exact || (!guarded && (predicted || solved))) sample->phase = NEWTON_CANDIDATE;
+    FN(plan_refresh)(n, s, gain);
     sample->before = q;
 }
 

@@ -254,7 +254,10 @@ static void FN(back_substitute_task)(const void *argument, int64_t task, void *s
     int64_t s0, n;
     const int64_t m = FN(task_group)(walk, task, &s0, &n), w = walk->w, k = 2 * m + 1;
     const struct FN(rows) x = {FN(offset_at)(walk, pass->next.first + m, s0), w};
-    FN(copy_rows)(w, n, x, (struct FN(rows)){FN(offset_at)(walk, pass->level.first + 2 * m, s0), w});
+    for (int64_t s = 0; s < n; s++)
+        if (!FN(skipped)(walk, s0 + s))
+            memcpy(FN(offset_at)(walk, pass->level.first + 2 * m, s0 + s), x.data + s * w,
+                   (size_t)w * sizeof(REAL));
     if (k < pass->level.count)
         FN(apply_map)(pass, k, s0, n, x, (struct FN(rows)){FN(offset_at)(walk, pass->level.first + k, s0), w},
                       scratch);
