@@ -60,8 +60,8 @@ dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr
     REQUIRE(chain->B >= 0, "B is %lld, must not be negative", (long long)chain->B);
     REQUIRE(chain->w >= 0, "w is %lld, must not be negative", (long long)chain->w);
     REQUIRE(chain->h >= 0, "h is %lld, must not be negative", (long long)chain->h);
-    REQUIRE(chain->step != DPCR_MLP || chain->h == chain->w, "h is %lld, must be w = %lld for DPCR_MLP",
-            (long long)chain->h, (long long)chain->w);
+    REQUIRE(chain->step == DPCR_RESIDUAL || chain->h == chain->w,
+            "h is %lld, must be w = %lld but for DPCR_RESIDUAL", (long long)chain->h, (long long)chain->w);
     RETURN_IF(dpcr_check_size("states", chain->L, chain->B, dpcr_max(chain->w, chain->h)));
     RETURN_IF(dpcr_check_size("W1", chain->L, chain->w, chain->h));
     REQUIRE(plan->segments >= 1 && (chain->L == 0 || plan->segments <= chain->L),

@@ -4,6 +4,7 @@
  *
  *     DPCR_MLP        f_l(z) = act(W1_l z + b1_l)
  *     DPCR_RESIDUAL   f_l(z) = z + scale * (W2_l act(W1_l norm(z) + b1_l) + b2_l)
+ *     DPCR_EULER      f_l(z) = z + scale * act(W1_l z + b1_l)
  *
  * The L steps are cut into S = plan.segments segments; segment k = 1..S holds the steps
  * floor((k-1)L/S)+1 .. floor(kL/S).  dpcr_chain_solve runs the whole chain: with S = 1 in one fused pass,
@@ -23,7 +24,7 @@
 extern "C" {
 #endif
 
-typedef enum dpcr_step { DPCR_MLP, DPCR_RESIDUAL, DPCR_STEPS } dpcr_step;
+typedef enum dpcr_step { DPCR_MLP, DPCR_RESIDUAL, DPCR_EULER, DPCR_STEPS } dpcr_step;
 
 /* The names, formulas and parameters of PyTorch's modules.  p, q: dpcr_chain.activation_parameter[0], [1]. */
 typedef enum dpcr_activation {
@@ -50,7 +51,7 @@ typedef enum dpcr_norm {
 
 /* Parameters, stacked over the steps.  NULL: absent (biases and beta 0, gamma 1); W1, and W2 of a residual chain, must be there. */
 typedef enum dpcr_parameter {
-    DPCR_W1,    /* (L,h,w); h = w for MLP */
+    DPCR_W1,    /* (L,h,w); h = w but for residual blocks */
     DPCR_B1,    /* (L,h) */
     DPCR_W2,    /* (L,w,h); residual only, as all below */
     DPCR_B2,    /* (L,w) */
@@ -62,11 +63,12 @@ typedef enum dpcr_parameter {
 typedef struct dpcr_chain {
     dpcr_step step;
     dpcr_dtype dtype;
-    int64_t L, B, w, h; /* h: hidden width; w for MLP */
+    int64_t L, B, w, h; /* h: hidden width; w but for residual blocks */
     dpcr_activation activation;
     double activation_parameter[2];
-    dpcr_norm norm; /* residual only, as the two below */
-    double norm_eps, scale;
+    dpcr_norm norm; /* residual only, as norm_eps */
+    double norm_eps;
+    double scale; /* residual and Euler */
     const void *parameter[DPCR_PARAMETERS];
 } dpcr_chain;
 

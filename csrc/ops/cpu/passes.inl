@@ -8,8 +8,8 @@
  */
 
 static const struct FN(step_kind) * FN(kind_of)(const dpcr_chain *chain) {
-    static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {[DPCR_MLP] = &FN(mlp),
-                                                                  [DPCR_RESIDUAL] = &FN(residual)};
+    static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {
+        [DPCR_MLP] = &FN(mlp), [DPCR_RESIDUAL] = &FN(residual), [DPCR_EULER] = &FN(euler)};
     return kinds[chain->step];
 }
 
@@ -26,7 +26,7 @@ static size_t FN(bytes)(int64_t elements) {
 
 /* Operations of one pass over the chain, per sample. */
 static double FN(step_work)(const dpcr_chain *chain) {
-    return (chain->step == DPCR_MLP ? 2.0 : 4.0) * (double)chain->w * (double)chain->h
+    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)chain->w * (double)chain->h
            + 40.0 * (double)chain->h;
 }
 
