@@ -240,8 +240,8 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_p
     RETURN_IF(dpcr_check_chain(exec, chain, plan));
     REQUIRE(arrays, "pass is NULL");
     RETURN_IF(dpcr_check_newton(arrays->newton));
-    RETURN_IF(
-        dpcr_check_size("segment maps", plan->segments * 2, chain->B * dpcr_max(chain->w, 1), chain->w));
+    int64_t S;
+    RETURN_IF(dpcr_check_segments(chain, plan, &S));
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         REQUIRE(dpcr_has_parameter(chain, i) || !arrays->gparameter[i],
                 "gparameter[DPCR_%s] is given, but this chain has none", dpcr_parameter_names[i]);
@@ -249,7 +249,7 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_p
                            .chain = chain,
                            .arrays = arrays,
                            .kernels = dpcr_chain_kernels(exec.device, chain->dtype),
-                           .S = chain->L == 0 ? 1 : plan->segments,
+                           .S = S,
                            .samples = chain->B,
                            .parameters = wants_parameters(arrays),
                            .recompute = !arrays->states && arrays->checkpoints};

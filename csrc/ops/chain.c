@@ -82,6 +82,13 @@ dpcr_status dpcr_check_parameters(const dpcr_chain *chain) {
     return DPCR_OK;
 }
 
+dpcr_status dpcr_check_segments(const dpcr_chain *chain, const dpcr_plan *plan, int64_t *S) {
+    const int64_t w = dpcr_max(chain->w, 1);
+    *S = chain->L == 0 ? 1 : plan->segments;
+    RETURN_IF(dpcr_check_size("starts", *S, chain->B, w));
+    return dpcr_check_size("segment maps", *S * chain->B, w, 2 * w);
+}
+
 dpcr_status dpcr_fit_cap(const dpcr_plan *plan, size_t bytes) {
     REQUIRE(plan->workspace_cap == 0 || bytes <= plan->workspace_cap,
             "plan.workspace_cap is %zu bytes, the least that this chain needs is %zu", plan->workspace_cap,

@@ -83,6 +83,8 @@ bool dpcr_has_parameter(const dpcr_chain *chain, int parameter);
 dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr_plan *plan);
 dpcr_status dpcr_check_parameters(const dpcr_chain *chain);
 extern const char *const dpcr_parameter_names[DPCR_PARAMETERS];
+/* S of the plan, 1 for an empty chain; its arrays have sizes that can be counted. */
+dpcr_status dpcr_check_segments(const dpcr_chain *chain, const dpcr_plan *plan, int64_t *S);
 /* DPCR_BAD_ARGUMENT where bytes is more than the plan's cap. */
 dpcr_status dpcr_fit_cap(const dpcr_plan *plan, size_t bytes);
 /* As many of `slots` pieces of scratch as the cap leaves room for, at least one. */

@@ -9,7 +9,7 @@
 #include <string.h>
 
 int64_t dpcr_checkpoints(int64_t L, int64_t S) {
-    if (S > 1 || L <= 1) return S > 1 ? S : L;
+    if (L == 0 || S > 1) return L == 0 ? 0 : S;
     const int64_t root = (int64_t)sqrt((double)(L - 1));
     return root + (root * root < L);
 }
@@ -158,11 +158,11 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_s
     RETURN_IF(dpcr_check_chain(exec, chain, plan));
     REQUIRE(solution, "solution is NULL");
     RETURN_IF(dpcr_check_newton(solution->newton));
-    RETURN_IF(
-        dpcr_check_size("segment maps", plan->segments * 2, chain->B * dpcr_max(chain->w, 1), chain->w));
-    *solve = (struct solve){.exec = exec, .chain = chain, .solution = solution, .S = plan->segments};
+    int64_t S;
+    RETURN_IF(dpcr_check_segments(chain, plan, &S));
+    *solve = (struct solve){.exec = exec, .chain = chain, .solution = solution, .S = S};
     solve->options = solution->newton ? *solution->newton : dpcr_newton_default(chain->dtype);
-    if (plan->segments > 1) return DPCR_OK;
+    if (S > 1) return DPCR_OK;
     solve->sequential = true;
     solve->options = dpcr_newton_default(chain->dtype);
     solve->options.structure = DPCR_P_ZERO;
