@@ -184,7 +184,7 @@ static double FN(relative_error)(const struct newton *n, int64_t s, REAL *sum) {
 static bool FN(is_right)(const struct newton *n, const struct newton_sample *sample) {
     const double rtol = n->options.rtol, slack = FN(slack) * rtol, q = sample->error, r = sample->rounding;
     if (n->options.structure != DPCR_P_DENSE)
-        return r <= rtol / 4 && q <= slack * fmax(1, sqrt((double)n->S) / 8);
+        return r <= rtol / 2 && q <= slack * fmax(1, sqrt((double)n->S) / 8);
     const bool stuck = q >= FN(stuck) * sample->before || r <= 2 * FN(epsilon);
     return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
