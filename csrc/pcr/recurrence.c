@@ -105,6 +105,15 @@ static const struct recurrence_kernels *kernels_of(dpcr_exec exec, dpcr_dtype dt
     return exec.device->recurrence[dtype];
 }
 
+/* The blocks, where they lie as the maps of segments of one step would. */
+static const void *packed_blocks(const struct walk *walk, dpcr_dtype dtype) {
+    const struct block_view *M = &walk->M;
+    const int64_t samples = walk->shared ? 1 : walk->B, size = walk->w * walk->w;
+    const bool packed = walk->block == DPCR_DENSE && walk->S == walk->L && M->row == walk->w && M->column == 1
+                        && M->step == samples * size && (samples == 1 || M->sample == size);
+    return packed ? (const char *)M->data + M->first * (int64_t)dpcr_size_of(dtype) : NULL;
+}
+
 /* Fills the walk's workspace pointers for its B samples; returns the bytes. */
 static size_t carve(struct walk *walk, dpcr_dtype dtype, void *base) {
     const struct recurrence_kernels *kernels = kernels_of(walk->exec, dtype);
@@ -116,7 +125,6 @@ static size_t carve(struct walk *walk, dpcr_dtype dtype, void *base) {
     const int64_t maps = (walk->shared ? 1 : walk->B) * dpcr_map_size(walk->block, walk->w);
     walk->maps = dpcr_take(&arena, elements * (size_t)maps);
     walk->offsets = dpcr_take(&arena, elements * (size_t)(walk->B * walk->w));
-    walk->damping = dpcr_take(&arena, (size_t)(walk->S * (walk->shared ? 1 : walk->B)) * sizeof(double));
     walk->gap = dpcr_take(&arena, (size_t)(walk->S * walk->B) * sizeof(double));
     walk->size = dpcr_take(&arena, (size_t)(walk->S * walk->B) * sizeof(double));
     return arena.used;
@@ -208,6 +216,7 @@ dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem
     for (int64_t s0 = 0; s0 < problem->B; s0 += tile) {
         struct walk part = tile_of(&walk, s0, dpcr_min(tile, problem->B - s0));
         carve(&part, problem->dtype, workspace.data);
+        part.direct = packed_blocks(&part, problem->dtype);
         const int64_t ran = solve_tile(&part, kernels_of(exec, problem->dtype),
                                        problem->recomputed ? problem->recomputed + s0 : NULL);
         if (levels) *levels = ran;

@@ -7,6 +7,7 @@
 #include "pcr/cpu/vec.h"
 
 #define REAL float
+#define REAL_BYTES 4
 #define INT int32_t
 #define FN(name) name##_f32
 #include "pcr/cpu/product.inl"
@@ -23,6 +24,7 @@
 #include "pcr/cpu/end_dtype.h"
 
 #define REAL double
+#define REAL_BYTES 8
 #define INT int64_t
 #define FN(name) name##_f64
 #include "pcr/cpu/product.inl"

@@ -33,7 +33,8 @@ static REAL *FN(offset_at)(const struct walk *walk, int64_t element, int64_t s) 
 }
 
 static REAL *FN(map_at)(const struct walk *walk, int64_t element, int64_t s) {
-    return (REAL *)walk->maps
+    const REAL *maps = element < walk->S && walk->direct ? walk->direct : walk->maps;
+    return (REAL *)maps
            + (walk->shared ? element : element * walk->B + s) * dpcr_map_size(walk->block, walk->w);
 }
 

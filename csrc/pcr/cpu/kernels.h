@@ -32,11 +32,12 @@ struct walk {
     double tolerance;            /* relative, of the check in repair */
 
     /* workspace; S > 1 only, but for scratch.  All levels of the cyclic reduction lie one after another. */
-    void *maps;      /* (dpcr_level_elements(S), shared ? 1 : B, map): level 0 is the segments' maps */
-    void *offsets;   /* (dpcr_level_elements(S),B,w); after back substitution x at the end of every segment */
-    double *damping; /* (S, shared ? 1 : B) norm of each segment map, at most 1 */
-    double *gap;     /* (S,B) distance of each segment's end from its prediction, NaN where not finite */
-    double *size;    /* (S,B) |x| + |b| there: what the gap is measured by */
+    void *maps; /* (dpcr_level_elements(S), shared ? 1 : B, map): level 0 is the segments' maps */
+    /* the blocks themselves where they are level 0: segments of one step, packed as the maps; else NULL */
+    const void *direct;
+    void *offsets; /* (dpcr_level_elements(S),B,w); after back substitution x at the end of every segment */
+    double *gap;   /* (S,B) distance of each segment's end from its prediction, NaN where not finite */
+    double *size;  /* (S,B) |x| + |b| there: what the gap is measured by */
     char *scratch;
 
     /* Own blocks only; NULL: every sample, all maps. */
@@ -45,6 +46,9 @@ struct walk {
      * caller says it, of the others eliminate does, and multiplies only those. */
     unsigned char *fresh;
 };
+
+/* Elements of a task of the cyclic reduction where they are narrow. */
+enum { RUN = 64 };
 
 struct recurrence_kernels {
     /* Samples of one task, and bytes of scratch it needs. */

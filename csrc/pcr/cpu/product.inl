@@ -112,25 +112,13 @@ MAYBE_UNUSED static void FN(panel_product)(int64_t m, int64_t n, int64_t k, cons
     if (j < n) FN(micro_tail)(n - j, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
 }
 
-/* (w,w) times (w,w) for one small w, a constant at every call: 4096 of w = 4 take 8 us, as panels 300 */
+/* (w,w) times (w,w) for one w, a constant at every call, at most 16: as panels the smallest take 30 times as long */
 INLINE void FN(fixed_product)(const int w, struct FN(matrix) A, const REAL *B, REAL *C) {
-    REAL sum[8][8] = {{0}};
-    for (int r = 0; r < w; r++)
+    for (int r = 0; r < w; r++) {
+        REAL sum[16] = {0};
         for (int i = 0; i < w; i++)
-            for (int j = 0; j < w; j++) sum[r][j] += A.data[r * A.row + i * A.column] * B[i * w + j];
-    for (int r = 0; r < w; r++)
-        for (int j = 0; j < w; j++) C[r * w + j] = sum[r][j];
-}
-
-/* A (w,w) with any strides, B (w,w) -> C (w,w) = A B */
-MAYBE_UNUSED static void FN(square_product)(int64_t w, const struct FN(matrix) * A, const REAL *B, REAL *C) {
-    switch (w) {
-    case 1: FN(fixed_product)(1, *A, B, C); break;
-    case 2: FN(fixed_product)(2, *A, B, C); break;
-    case 3: FN(fixed_product)(3, *A, B, C); break;
-    case 4: FN(fixed_product)(4, *A, B, C); break;
-    case 8: FN(fixed_product)(8, *A, B, C); break;
-    default: FN(panel_product)(w, w, w, A, &(struct FN(panel)){B, w}, NULL, C, w);
+            for (int j = 0; j < w; j++) sum[j] += A.data[r * A.row + i * A.column] * B[i * w + j];
+        for (int j = 0; j < w; j++) C[r * w + j] = sum[j];
     }
 }
 
@@ -208,8 +196,8 @@ INLINE void FN(combine_wide_columns)(int64_t k, const REAL *W, int64_t cs, const
 }
 
 /* W (m,k), a stride of which is 1; x (k), b (m) or NULL -> y (m), which may be b */
-MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const struct FN(matrix) * matrix, const REAL *x,
-                                    const REAL *b, REAL *y) {
+static void FN(any_matvec)(int64_t m, int64_t k, const struct FN(matrix) * matrix, const REAL *x,
+                           const REAL *b, REAL *y) {
     const struct FN(matrix) W = *matrix;
     int64_t r = 0;
     for (; W.column != 1 && r + 8 * LANES <= m; r += 8 * LANES)
@@ -224,6 +212,76 @@ MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const struct FN(matrix
         const REAL sum = FN(dot_strided)(k, W.data + r * W.row, W.column, x);
         y[r] = b ? sum + b[r] : sum;
     }
+}
+
+/* ---- widths whose rows are one register or part of one -------------------------------------- */
+
+#if 4 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 4
+#define SIZED(name) FN(name##_4)
+#include "pcr/cpu/square.inl"
+#else
+MAYBE_UNUSED static void FN(square_4)(const struct FN(matrix) * A, const REAL *B, REAL *C) {
+    FN(fixed_product)(4, *A, B, C);
+}
+MAYBE_UNUSED static void FN(square_matvec_4)(const struct FN(matrix) * W, const REAL *x, const REAL *b,
+                                             REAL *y) {
+    for (int r = 0; r < 4; r++) {
+        const REAL sum = FN(dot_strided)(4, W->data + r * W->row, W->column, x);
+        y[r] = b ? sum + b[r] : sum;
+    }
+}
+#endif
+
+#if 8 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 8
+#define SIZED(name) FN(name##_8)
+#include "pcr/cpu/square.inl"
+#else
+MAYBE_UNUSED static void FN(square_8)(const struct FN(matrix) * A, const REAL *B, REAL *C) {
+    FN(fixed_product)(8, *A, B, C);
+}
+MAYBE_UNUSED static void FN(square_matvec_8)(const struct FN(matrix) * W, const REAL *x, const REAL *b,
+                                             REAL *y) {
+    for (int r = 0; r < 8; r++) {
+        const REAL sum = FN(dot_strided)(8, W->data + r * W->row, W->column, x);
+        y[r] = b ? sum + b[r] : sum;
+    }
+}
+#endif
+
+#if 16 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 16
+#define SIZED(name) FN(name##_16)
+#include "pcr/cpu/square.inl"
+#else
+MAYBE_UNUSED static void FN(square_16)(const struct FN(matrix) * A, const REAL *B, REAL *C) {
+    FN(fixed_product)(16, *A, B, C);
+}
+#endif
+
+/* A (w,w) with any strides, B (w,w) -> C (w,w) = A B */
+MAYBE_UNUSED static void FN(square_product)(int64_t w, const struct FN(matrix) * A, const REAL *B, REAL *C) {
+    switch (w) {
+    case 1: FN(fixed_product)(1, *A, B, C); break;
+    case 2: FN(fixed_product)(2, *A, B, C); break;
+    case 3: FN(fixed_product)(3, *A, B, C); break;
+    case 4: FN(square_4)(A, B, C); break;
+    case 8: FN(square_8)(A, B, C); break;
+    case 16: FN(square_16)(A, B, C); break;
+    default: FN(panel_product)(w, w, w, A, &(struct FN(panel)){B, w}, NULL, C, w);
+    }
+}
+
+/* W (m,k), a stride of which is 1; x (k), b (m) or NULL -> y (m), which may be b */
+MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const struct FN(matrix) * W, const REAL *x,
+                                    const REAL *b, REAL *y) {
+    if (m == 4 && k == 4)
+        FN(square_matvec_4)(W, x, b, y);
+    else if (m == 8 && k == 8)
+        FN(square_matvec_8)(W, x, b, y);
+    else
+        FN(any_matvec)(m, k, W, x, b, y);
 }
 
 /* x . y (w): whole vectors, then their lanes, then the rest */

@@ -75,27 +75,19 @@ static void FN(sequential)(const struct walk *walk) {
 
 /* ---- reduce --------------------------------------------------------------------------------- */
 
-/* How much of an error at the start of the segment survives: the largest row sum of |map|, at most 1. */
-static double FN(damping)(const struct walk *walk, const REAL *map) {
-    const int64_t w = walk->w, columns = walk->block == DPCR_DENSE ? w : 1;
-    double most = walk->block == DPCR_IDENTITY ? 1 : 0;
-    for (int64_t i = 0; i < dpcr_map_size(walk->block, w) / dpcr_max(columns, 1); i++) {
-        double sum = 0;
-        for (int64_t c = 0; c < columns; c++) sum += fabs((double)map[i * columns + c]);
-        most = sum > most ? sum : most;
-    }
-    return most < 1 ? most : 1;
-}
-
 /* The map of steps first..last-1 of one sample (or of all, where they share it): M_last-1 ... M_first.
  * spare (w,w) */
 static void FN(dense_map)(const struct walk *walk, int64_t k, int64_t s, int64_t first, int64_t last,
                           REAL *spare) {
     const int64_t w = walk->w;
     REAL *map = FN(map_at)(walk, k, s);
+    if (walk->direct) return;
     const struct FN(matrix) A = FN(block_at)(&walk->M, first, s).M;
-    for (int64_t i = 0; i < w; i++)
-        for (int64_t c = 0; c < w; c++) map[i * w + c] = A.data[i * A.row + c * A.column];
+    if (A.row == w && A.column == 1)
+        memcpy(map, A.data, (size_t)(w * w) * sizeof(REAL));
+    else
+        for (int64_t i = 0; i < w; i++)
+            for (int64_t c = 0; c < w; c++) map[i * w + c] = A.data[i * A.row + c * A.column];
     for (int64_t j = first + 1; j < last; j++) {
         const struct FN(block) next = FN(block_at)(&walk->M, j, s);
         FN(square_product)(w, &next.M, map, spare);
@@ -122,15 +114,13 @@ static void FN(elementwise_maps)(const struct walk *walk, int64_t k, int64_t s0,
         }
 }
 
-/* Maps and damping of segment k for samples s0..s0+n-1 */
+/* Maps of segment k for samples s0..s0+n-1 */
 static void FN(segment_maps)(const struct walk *walk, int64_t k, int64_t s0, int64_t n, REAL *scratch) {
     const int64_t first = dpcr_edge(k, walk->L, walk->S), last = dpcr_edge(k + 1, walk->L, walk->S);
     if (walk->block == DPCR_DENSE)
         for (int64_t s = s0; s < s0 + n; s++) FN(dense_map)(walk, k, s, first, last, scratch);
     else if (walk->block != DPCR_IDENTITY)
         FN(elementwise_maps)(walk, k, s0, n, first, last);
-    for (int64_t s = s0; s < s0 + n; s++)
-        walk->damping[walk->shared ? k : k * walk->B + s] = FN(damping)(walk, FN(map_at)(walk, k, s));
 }
 
 /* Of n samples from s0, those whose maps this task makes: shared ones are made once, by the first group. */
@@ -149,17 +139,33 @@ static void FN(reduce_task)(const void *pass, int64_t task, void *scratch) {
                    scratch);
     FN(copy_rows)(walk->w, n, FN(rows_at)(&walk->x, last - 1, s0), to);
     const int64_t maps = FN(own_maps)(walk, s0, n);
-    if (k > 0)
-        FN(segment_maps)(walk, k, s0, maps, scratch);
-    else /* starts from x0 itself: its map is never used, and M_0 may not exist */
-        for (int64_t s = s0; s < s0 + maps; s++) walk->damping[s] = 0;
+    /* segment 0 starts from x0 itself: its map is never used, and M_0 may not exist */
+    if (k > 0) FN(segment_maps)(walk, k, s0, maps, scratch);
 }
 
-static void FN(reduce)(const struct walk *walk) {
-    const double maps = 2.0 * (double)walk->L * (double)(walk->shared ? 1 : walk->B)
-                        * (double)dpcr_map_size(walk->block, walk->w)
-                        * (walk->block == DPCR_DENSE ? (double)walk->w : 1);
-    FN(for_groups)(walk, FN(reduce_task), walk->S, FN(walk_work)(walk) + maps, walk);
+/* ---- sizes ---------------------------------------------------------------------------------- */
+
+/* Four chains in each of these, because one would wait for every comparison. */
+INLINE double FN(largest)(int64_t w, const REAL *x) {
+    REAL most[4] = {0};
+    for (int64_t i = 0; i < w; i++) {
+        const REAL size = (REAL)fabs((double)x[i]);
+        most[i % 4] = size > most[i % 4] ? size : most[i % 4];
+    }
+    const REAL even = most[0] > most[2] ? most[0] : most[2], odd = most[1] > most[3] ? most[1] : most[3];
+    return (double)(even > odd ? even : odd);
+}
+
+/* Largest |x - y|; NaN where anything is not finite. */
+INLINE double FN(gap)(int64_t w, const REAL *x, const REAL *y) {
+    REAL most[4] = {0}, poison[4] = {0};
+    for (int64_t i = 0; i < w; i++) {
+        const REAL difference = x[i] - y[i], size = (REAL)fabs((double)difference);
+        most[i % 4] = size > most[i % 4] ? size : most[i % 4];
+        poison[i % 4] += difference - difference;
+    }
+    const REAL even = most[0] > most[2] ? most[0] : most[2], odd = most[1] > most[3] ? most[1] : most[3];
+    return (double)(even > odd ? even : odd) + (double)((poison[0] + poison[1]) + (poison[2] + poison[3]));
 }
 
 /* ---- cyclic reduction ----------------------------------------------------------------------- */
@@ -241,12 +247,6 @@ static double FN(level_work)(const struct walk *walk, int64_t count, bool maps) 
     return 2.0 * elements * (double)walk->B * size * columns;
 }
 
-static void FN(eliminate)(const struct walk *walk, int level) {
-    const struct FN(level_pass) pass = {walk, dpcr_level(walk->S, level), dpcr_level(walk->S, level + 1)};
-    FN(for_groups)(walk, FN(eliminate_task), pass.next.count, FN(level_work)(walk, pass.next.count, true),
-                   &pass);
-}
-
 /* Elements 2 m and 2 m + 1 from x of element m of the next level. */
 static void FN(back_substitute_task)(const void *argument, int64_t task, void *scratch) {
     const struct FN(level_pass) *pass = argument;
@@ -263,30 +263,75 @@ static void FN(back_substitute_task)(const void *argument, int64_t task, void *s
                       scratch);
 }
 
+/* The same for narrow blocks, by tasks of RUN elements each; and reduce and substitute for segments of one step. */
+struct FN(narrow) {
+    void (*reduce)(const void *pass, int64_t task, void *scratch);
+    void (*eliminate)(const void *pass, int64_t task, void *scratch);
+    void (*back_substitute)(const void *pass, int64_t task, void *scratch);
+    void (*substitute)(const void *pass, int64_t task, void *scratch);
+};
+
+#if 4 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 4
+#define SIZED(name) FN(name##_4)
+#include "pcr/cpu/narrow.inl"
+#else
+static const struct FN(narrow) FN(narrow_4) = {NULL, NULL, NULL, NULL};
+#endif
+
+#if 8 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 8
+#define SIZED(name) FN(name##_8)
+#include "pcr/cpu/narrow.inl"
+#else
+static const struct FN(narrow) FN(narrow_8) = {NULL, NULL, NULL, NULL};
+#endif
+
+#if 16 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 16
+#define SIZED(name) FN(name##_16)
+#include "pcr/cpu/narrow.inl"
+#else
+static const struct FN(narrow) FN(narrow_16) = {NULL, NULL, NULL, NULL};
+#endif
+
+/* NULL: these blocks are not narrow. */
+static const struct FN(narrow) * FN(narrow_of)(const struct walk *walk) {
+    const struct FN(narrow) *narrow = walk->w == 4    ? &FN(narrow_4)
+                                      : walk->w == 8  ? &FN(narrow_8)
+                                      : walk->w == 16 ? &FN(narrow_16)
+                                                      : NULL;
+    return narrow && narrow->eliminate && walk->block == DPCR_DENSE && (!walk->shared || walk->B == 1)
+               ? narrow
+               : NULL;
+}
+
+static void FN(reduce)(const struct walk *walk) {
+    const double maps = 2.0 * (double)walk->L * (double)(walk->shared ? 1 : walk->B)
+                        * (double)dpcr_map_size(walk->block, walk->w)
+                        * (walk->block == DPCR_DENSE ? (double)walk->w : 1);
+    const struct FN(narrow) *narrow = walk->S == walk->L ? FN(narrow_of)(walk) : NULL;
+    FN(for_groups)(walk, narrow ? narrow->reduce : FN(reduce_task),
+                   narrow ? dpcr_ceil_div(walk->S, RUN) : walk->S, FN(walk_work)(walk) + maps, walk);
+}
+
+static void FN(eliminate)(const struct walk *walk, int level) {
+    const struct FN(level_pass) pass = {walk, dpcr_level(walk->S, level), dpcr_level(walk->S, level + 1)};
+    const struct FN(narrow) *narrow = FN(narrow_of)(walk);
+    FN(for_groups)(walk, narrow ? narrow->eliminate : FN(eliminate_task),
+                   narrow ? dpcr_ceil_div(pass.next.count, RUN) : pass.next.count,
+                   FN(level_work)(walk, pass.next.count, true), &pass);
+}
+
 static void FN(back_substitute)(const struct walk *walk, int level) {
     const struct FN(level_pass) pass = {walk, dpcr_level(walk->S, level), dpcr_level(walk->S, level + 1)};
-    FN(for_groups)(walk, FN(back_substitute_task), pass.next.count,
+    const struct FN(narrow) *narrow = FN(narrow_of)(walk);
+    FN(for_groups)(walk, narrow ? narrow->back_substitute : FN(back_substitute_task),
+                   narrow ? dpcr_ceil_div(pass.next.count, RUN) : pass.next.count,
                    FN(level_work)(walk, pass.next.count, false), &pass);
 }
 
 /* ---- substitute and check ------------------------------------------------------------------- */
-
-static double FN(largest)(int64_t w, const REAL *x) {
-    double most = 0;
-    for (int64_t i = 0; i < w; i++) most = fabs((double)x[i]) > most ? fabs((double)x[i]) : most;
-    return most;
-}
-
-/* Largest |x - y|; NaN where anything is not finite. */
-static double FN(gap)(int64_t w, const REAL *x, const REAL *y) {
-    double most = 0, poison = 0;
-    for (int64_t i = 0; i < w; i++) {
-        const double difference = fabs((double)x[i] - (double)y[i]);
-        most = difference > most ? difference : most;
-        poison += difference - difference;
-    }
-    return most + poison;
-}
 
 /* The end of segment k was predicted by the maps and is now walked to from its own start. */
 static void FN(substitute_task)(const void *pass, int64_t task, void *scratch) {
@@ -307,7 +352,9 @@ static void FN(substitute_task)(const void *pass, int64_t task, void *scratch) {
 }
 
 static void FN(substitute)(const struct walk *walk) {
-    FN(for_groups)(walk, FN(substitute_task), walk->S, FN(walk_work)(walk), walk);
+    const struct FN(narrow) *narrow = walk->S == walk->L ? FN(narrow_of)(walk) : NULL;
+    FN(for_groups)(walk, narrow ? narrow->substitute : FN(substitute_task),
+                   narrow ? dpcr_ceil_div(walk->S, RUN) : walk->S, FN(walk_work)(walk), walk);
 }
 
 struct FN(repair_pass) {
@@ -315,15 +362,30 @@ struct FN(repair_pass) {
     int32_t *recomputed;
 };
 
+/* How much of an error at the start of the segment survives: the largest row sum of |map|, at most 1. */
+static double FN(damping)(const struct walk *walk, const REAL *map) {
+    const int64_t w = walk->w, columns = walk->block == DPCR_DENSE ? w : 1;
+    double most = walk->block == DPCR_IDENTITY ? 1 : 0;
+    for (int64_t i = 0; i < dpcr_map_size(walk->block, w) / dpcr_max(columns, 1); i++) {
+        double sum = 0;
+        for (int64_t c = 0; c < columns; c++) sum += fabs((double)map[i * columns + c]);
+        most = sum > most ? sum : most;
+    }
+    return most < 1 ? most : 1;
+}
+
 /* Is every gap explained by rounding?  The loop's own error at the end of a segment is relative to the
  * state there (and to b, where M x and b cancel), or to an earlier state as far as the maps have not
  * damped it since.  Never to the largest state of the chain: one that shrinks, then grows again would
  * hide garbage behind it. */
 static bool FN(agrees)(const struct walk *walk, int64_t s) {
     double scale = 0;
-    for (int64_t k = 0; k < walk->S; k++) {
+    bool close = true; /* relative to the states alone, as it nearly always is */
+    for (int64_t k = 0; k < walk->S && close; k++)
+        close = walk->gap[k * walk->B + s] <= walk->tolerance * walk->size[k * walk->B + s];
+    for (int64_t k = 0; k < walk->S && !close; k++) {
         const double size = walk->size[k * walk->B + s],
-                     damped = scale * walk->damping[walk->shared ? k : k * walk->B + s];
+                     damped = k > 0 ? scale * FN(damping)(walk, FN(map_at)(walk, k, s)) : 0;
         scale = size > damped ? size : damped;
         if (!(walk->gap[k * walk->B + s] <= walk->tolerance * scale)) return false;
     }
