@@ -44,11 +44,11 @@ $(done)/package: $(done)/tools $(package_sources)
 	@touch $@
 
 # The extras of the package that is installed by now.
-$(done)/test $(done)/demo $(done)/lint: $(done)/%: pyproject.toml | $(done)/package
+$(done)/test $(done)/demo $(done)/lint $(done)/bench: $(done)/%: pyproject.toml | $(done)/package
 	$(py) -m pip install 'torch-deeppcr[$*]'
 	@touch $@
 
-env: $(done)/tools $(done)/test $(done)/demo $(done)/lint ## the environment with everything that the targets below need
+env: $(done)/tools $(done)/test $(done)/demo $(done)/lint $(done)/bench ## the environment with everything that the targets below need
 
 build: $(done)/package ## build the package and install it into the environment
 
@@ -57,8 +57,12 @@ build: $(done)/package ## build the package and install it into the environment
 demo: $(done)/package $(done)/demo ## train a ResNet of 1024 blocks on MNIST, against PyTorch; results in build/demo
 	$(py) examples/resnet1024/train.py --out build/demo $(ARGS)
 
-bench: $(done)/package $(done)/test ## verify, then time the chains against PyTorch; results in benchmarks/results
-	$(py) benchmarks/chain_speed.py $(ARGS)
+# Both programs run, whatever the first one finds.
+bench: $(done)/package $(done)/bench ## verify, then time against everybody, and count sweeps; ARGS=--full for all of it
+	status=0; \
+	OMP_WAIT_POLICY=passive $(py) benchmarks/bench.py $(ARGS) || status=1; \
+	$(py) benchmarks/sweeps.py $(ARGS) || status=1; \
+	exit $$status
 
 # ---- tests ------------------------------------------------------------------------------------------------
 

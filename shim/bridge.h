@@ -11,9 +11,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "ops/chain.h"
@@ -37,8 +39,13 @@ inline Shape shape_of(const Tensor &tensor) {
     return Shape(tensor.sizes().begin(), tensor.sizes().end());
 }
 
-inline void require(bool condition, const std::string &message) {
-    if (!condition) throw std::invalid_argument(message);
+// message: text, or a function that makes it; a call has no time for text that nobody reads.
+template <class Message> void require(bool condition, const Message &message) {
+    if (condition) return;
+    if constexpr (std::is_invocable_v<Message>)
+        throw std::invalid_argument(message());
+    else
+        throw std::invalid_argument(message);
 }
 
 inline void check(dpcr_status status) {
@@ -52,19 +59,26 @@ inline void check(dpcr_status status) {
 inline dpcr_dtype dtype_of(const char *name, const Tensor &tensor) {
     const ScalarType type = tensor.scalar_type();
     require(type == ScalarType::Float || type == ScalarType::Double,
-            std::string(name) + " must be float32 or float64");
+            [&] { return std::string(name) + " must be float32 or float64"; });
     return type == ScalarType::Float ? DPCR_F32 : DPCR_F64;
 }
 
 inline void check_like(const char *name, const Tensor &tensor, const Tensor &other) {
     require(tensor.scalar_type() == other.scalar_type(),
-            std::string(name) + " must have the dtype of the other tensors");
-    require(tensor.is_cpu() && other.is_cpu(), std::string(name) + " must be on the CPU");
+            [&] { return std::string(name) + " must have the dtype of the other tensors"; });
+    require(tensor.is_cpu() && other.is_cpu(), [&] { return std::string(name) + " must be on the CPU"; });
 }
 
 inline void check_shape(const char *name, const Tensor &tensor, const Shape &expected) {
-    require(shape_of(tensor) == expected,
-            std::string(name) + " must have shape " + text(expected) + ", got " + text(shape_of(tensor)));
+    const auto sizes = tensor.sizes();
+    require(std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()), [&] {
+        return std::string(name) + " must have shape " + text(expected) + ", got " + text(shape_of(tensor));
+    });
+}
+
+// Not through PyTorch's dispatcher where there is nothing to do: it costs as much as a small chain.
+inline Tensor packed(const Tensor &tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 // ---- memory: PyTorch's, with PyTorch's own message where it runs out ------------------------------

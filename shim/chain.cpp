@@ -25,9 +25,10 @@ constexpr ActivationName kActivations[] = {
 void set_activation(dpcr_chain &chain, const std::string &name, const std::vector<double> &parameters) {
     for (const ActivationName &activation : kActivations) {
         if (name != activation.name) continue;
-        require(parameters.size() == activation.parameters,
-                "activation_parameters must hold " + std::to_string(activation.parameters) + " numbers for '"
-                    + name + "', got " + std::to_string(parameters.size()));
+        require(parameters.size() == activation.parameters, [&] {
+            return "activation_parameters must hold " + std::to_string(activation.parameters)
+                   + " numbers for '" + name + "', got " + std::to_string(parameters.size());
+        });
         chain.activation = activation.kind;
         for (size_t i = 0; i < parameters.size(); i++) chain.activation_parameter[i] = parameters[i];
         return;
@@ -38,7 +39,8 @@ void set_activation(dpcr_chain &chain, const std::string &name, const std::vecto
 dpcr_norm norm_of(const std::string &norm) {
     if (norm == "none") return DPCR_NO_NORM;
     if (norm == "layer_norm") return DPCR_LAYER_NORM;
-    require(norm == "rms_norm", "norm must be 'none', 'layer_norm' or 'rms_norm', got '" + norm + "'");
+    require(norm == "rms_norm",
+            [&] { return "norm must be 'none', 'layer_norm' or 'rms_norm', got '" + norm + "'"; });
     return DPCR_RMS_NORM;
 }
 
@@ -58,17 +60,18 @@ void set_parameter(Chain &chain, dpcr_parameter which, const char *name, const S
     if (!parameter) return;
     check_like(name, *parameter, chain.z0);
     check_shape(name, *parameter, shape);
-    parameter = torch::stable::contiguous(*parameter);
+    parameter = packed(*parameter);
     chain.c.parameter[which] = parameter->const_data_ptr();
 }
 
 Chain start_chain(dpcr_step step, const Tensor &z0, const Tensor &weight, const char *weight_name) {
-    require(z0.dim() == 2, "z0 must have shape (B, w), got " + text(shape_of(z0)));
-    require(weight.dim() == 3,
-            std::string(weight_name) + " must have 3 dimensions, got " + text(shape_of(weight)));
+    require(z0.dim() == 2, [&] { return "z0 must have shape (B, w), got " + text(shape_of(z0)); });
+    require(weight.dim() == 3, [&] {
+        return std::string(weight_name) + " must have 3 dimensions, got " + text(shape_of(weight));
+    });
     check_like("z0", z0, z0);
     Chain chain;
-    chain.z0 = torch::stable::contiguous(z0);
+    chain.z0 = packed(z0);
     chain.c.step = step;
     chain.c.dtype = dtype_of("z0", z0);
     chain.c.L = weight.size(0), chain.c.h = weight.size(1), chain.c.B = z0.size(0), chain.c.w = z0.size(1);
@@ -83,6 +86,14 @@ Chain mlp_chain(const Tensor &z0, const Tensor &weight, const std::optional<Tens
     chain.parameters[DPCR_W1] = weight, chain.parameters[DPCR_B1] = bias;
     set_parameter(chain, DPCR_W1, "weight", {L, w, w});
     set_parameter(chain, DPCR_B1, "bias", {L, w});
+    return chain;
+}
+
+Chain euler_chain(const Tensor &z0, const Tensor &weight, const std::optional<Tensor> &bias,
+                  const std::string &activation, const std::vector<double> &activation_parameters,
+                  double scale) {
+    Chain chain = mlp_chain(z0, weight, bias, activation, activation_parameters);
+    chain.c.step = DPCR_EULER, chain.c.scale = scale;
     return chain;
 }
 
@@ -111,109 +122,214 @@ Chain residual_chain(const Tensor &z0, const Parameters &parameters, const Resid
     return chain;
 }
 
-std::tuple<Tensor, Tensor> forward(const Chain &chain, bool save_states) {
-    const ScalarType type = chain.z0.scalar_type();
-    const Tensor z = allocate({chain.c.B, chain.c.w}, type);
-    const Tensor states = allocate({save_states ? chain.c.L : 0, chain.c.B, chain.c.w}, type);
-    const dpcr_propagation pass = {chain.z0.const_data_ptr(), z.mutable_data_ptr(),
-                                   save_states ? states.mutable_data_ptr() : nullptr, nullptr};
-    const dpcr_exec exec = cpu_exec();
-    const dpcr_plan plan = {1, 0};
-    size_t bytes = 0;
-    check(dpcr_chain_propagate_workspace(exec, &chain.c, &pass, &plan, &bytes));
-    const Workspace workspace(bytes);
-    check(dpcr_chain_propagate(exec, &chain.c, &pass, &plan, workspace.buffer()));
-    return {z, states};
-}
+// ---- how the chain is solved, parsed once -----------------------------------------------------------
 
-struct Incoming {
-    std::optional<Tensor> z, states; // contiguous
+enum class Keep { nothing, states, checkpoints };
+
+struct Name {
+    const char *name;
+    int value;
 };
 
-Incoming check_incoming(const Chain &chain, const std::optional<Tensor> &gz,
-                        const std::optional<Tensor> &gstates, const Tensor &states) {
-    check_like("states", states, chain.z0);
-    check_shape("states", states, {chain.c.L, chain.c.B, chain.c.w});
-    Incoming incoming;
+constexpr Name kStructures[] = {
+    {"dense", DPCR_P_DENSE}, {"identity", DPCR_P_IDENTITY}, {"zero", DPCR_P_ZERO}};
+constexpr Name kRefreshes[] = {{"adaptive", DPCR_ADAPTIVE}, {"always", DPCR_ALWAYS}};
+constexpr Name kKeeps[] = {{"nothing", static_cast<int>(Keep::nothing)},
+                           {"states", static_cast<int>(Keep::states)},
+                           {"checkpoints", static_cast<int>(Keep::checkpoints)}};
+
+template <class Value, size_t count>
+Value choose(const char *argument, const Name (&names)[count], const std::string &given) {
+    for (const Name &name : names)
+        if (given == name.name) return static_cast<Value>(name.value);
+    std::string known;
+    for (const Name &name : names) known += (known.empty() ? "'" : ", '") + std::string(name.name) + "'";
+    throw std::invalid_argument(std::string(argument) + " must be one of " + known + ", got '" + given + "'");
+}
+
+struct Solver {
+    dpcr_plan plan;
+    dpcr_newton newton;
+    Keep keep;
+
+    Solver(int64_t segments, const std::string &jacobian, const std::string &refresh, double rtol,
+           double atol, int64_t max_sweeps, bool finish, const std::string &keep)
+        : plan{segments, 0}, newton{choose<dpcr_structure>("jacobian", kStructures, jacobian),
+                                    choose<dpcr_refresh>("refresh", kRefreshes, refresh),
+                                    rtol,
+                                    atol,
+                                    max_sweeps,
+                                    finish},
+          keep(choose<Keep>("keep", kKeeps, keep)) {
+    }
+
+    // Of the tensor of kept states, which is (0,B,w) where nothing is.
+    Shape kept_shape(const dpcr_chain &chain) const {
+        const int64_t count = keep == Keep::nothing  ? 0
+                              : keep == Keep::states ? chain.L
+                                                     : dpcr_checkpoints(chain.L, plan.segments);
+        return {count, chain.B, chain.w};
+    }
+};
+
+Tensor allocate_report(const dpcr_chain &chain) {
+    return allocate({DPCR_REPORT, chain.B}, ScalarType::Double);
+}
+
+// ---- the two passes ---------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Chain &chain, const std::optional<Tensor> &guess,
+                                           const Solver &solver) {
+    const ScalarType type = chain.z0.scalar_type();
+    std::optional<Tensor> start;
+    if (guess) {
+        check_like("guess", *guess, chain.z0);
+        check_shape("guess", *guess, {chain.c.L, chain.c.B, chain.c.w});
+        start = packed(*guess);
+    }
+    const Tensor z = allocate({chain.c.B, chain.c.w}, type), report = allocate_report(chain.c);
+    const Tensor kept = allocate(solver.kept_shape(chain.c), type);
+    dpcr_solution solution = {};
+    solution.z0 = chain.z0.const_data_ptr();
+    solution.guess = start ? start->const_data_ptr() : nullptr;
+    solution.z = z.mutable_data_ptr();
+    solution.states = solver.keep == Keep::states ? kept.mutable_data_ptr() : nullptr;
+    solution.checkpoints = solver.keep == Keep::checkpoints ? kept.mutable_data_ptr() : nullptr;
+    solution.report = static_cast<double *>(report.mutable_data_ptr());
+    solution.newton = &solver.newton;
+    const dpcr_exec exec = cpu_exec();
+    size_t bytes = 0;
+    check(dpcr_chain_solve_workspace(exec, &chain.c, &solution, &solver.plan, &bytes));
+    const Workspace workspace(bytes);
+    check(dpcr_chain_solve(exec, &chain.c, &solution, &solver.plan, workspace.buffer()));
+    return {z, kept, report};
+}
+
+// What comes into a backward pass; all contiguous.
+struct Incoming {
+    std::optional<Tensor> z, states;
+    Tensor kept;
+};
+
+Incoming check_incoming(const Chain &chain, const Solver &solver, const std::optional<Tensor> &gz,
+                        const std::optional<Tensor> &gstates, const Tensor &kept) {
+    require(solver.keep != Keep::nothing, "keep must be 'states' or 'checkpoints' in a backward pass");
+    check_like("kept", kept, chain.z0);
+    check_shape("kept", kept, solver.kept_shape(chain.c));
+    Incoming incoming = {std::nullopt, std::nullopt, packed(kept)};
     if (gz) {
         check_like("gz", *gz, chain.z0), check_shape("gz", *gz, shape_of(chain.z0));
-        incoming.z = torch::stable::contiguous(*gz);
+        incoming.z = packed(*gz);
     }
     if (gstates) {
-        check_like("gstates", *gstates, chain.z0), check_shape("gstates", *gstates, shape_of(states));
-        incoming.states = torch::stable::contiguous(*gstates);
+        check_like("gstates", *gstates, chain.z0);
+        check_shape("gstates", *gstates, {chain.c.L, chain.c.B, chain.c.w});
+        incoming.states = packed(*gstates);
     }
     return incoming;
 }
 
-// -> gradients of z0 and of the parameters, in the order of `needs`
-std::vector<Tensor> backward(const Chain &chain, const Incoming &incoming, const Tensor &states,
+// -> gradients of z0 and of the parameters, in the order of `needs`, and the report
+std::vector<Tensor> backward(const Chain &chain, const Solver &solver, const Incoming &incoming,
                              const std::vector<bool> &needs, size_t parameters) {
-    require(needs.size() == parameters + 1, "needs must hold " + std::to_string(parameters + 1)
-                                                + " flags, got " + std::to_string(needs.size()));
-    const Tensor kept = torch::stable::contiguous(states);
+    require(needs.size() == parameters + 1, [&] {
+        return "needs must hold " + std::to_string(parameters + 1) + " flags, got "
+               + std::to_string(needs.size());
+    });
     dpcr_pullback pass = {};
     pass.z0 = chain.z0.const_data_ptr();
-    pass.states = kept.const_data_ptr();
+    (solver.keep == Keep::states ? pass.states : pass.checkpoints) = incoming.kept.const_data_ptr();
     pass.gz = incoming.z ? incoming.z->const_data_ptr() : nullptr;
     pass.gstates = incoming.states ? incoming.states->const_data_ptr() : nullptr;
-    std::vector<Tensor> gradients;
-    gradients.push_back(needs[0] ? allocate_like(chain.z0) : nothing(chain.z0));
-    if (needs[0]) pass.gz0 = gradients[0].mutable_data_ptr();
+    pass.newton = &solver.newton;
+    std::vector<Tensor> outputs;
+    outputs.push_back(needs[0] ? allocate_like(chain.z0) : nothing(chain.z0));
+    if (needs[0]) pass.gz0 = outputs[0].mutable_data_ptr();
     for (size_t i = 0; i < parameters; i++) {
         const bool wanted = needs[i + 1] && chain.parameters[i].has_value();
-        gradients.push_back(wanted ? allocate_like(*chain.parameters[i]) : nothing(chain.z0));
-        if (wanted) pass.gparameter[i] = gradients.back().mutable_data_ptr();
+        outputs.push_back(wanted ? allocate_like(*chain.parameters[i]) : nothing(chain.z0));
+        if (wanted) pass.gparameter[i] = outputs.back().mutable_data_ptr();
     }
+    outputs.push_back(allocate_report(chain.c));
+    pass.report = static_cast<double *>(outputs.back().mutable_data_ptr());
     const dpcr_exec exec = cpu_exec();
-    const dpcr_plan plan = {1, 0};
     size_t bytes = 0;
-    check(dpcr_chain_backward_workspace(exec, &chain.c, &pass, &plan, &bytes));
+    check(dpcr_chain_backward_workspace(exec, &chain.c, &pass, &solver.plan, &bytes));
     const Workspace workspace(bytes);
-    check(dpcr_chain_backward(exec, &chain.c, &pass, &plan, workspace.buffer()));
-    return gradients;
+    check(dpcr_chain_backward(exec, &chain.c, &pass, &solver.plan, workspace.buffer()));
+    return outputs;
 }
 
 } // namespace
 
-std::tuple<Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::string activation,
-                               std::vector<double> activation_parameters, bool save_states) {
-    return forward(mlp_chain(z0, weight, bias, activation, activation_parameters), save_states);
+std::tuple<Tensor, Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias,
+                                       std::optional<Tensor> guess, std::string activation,
+                                       std::vector<double> activation_parameters, int64_t segments,
+                                       std::string jacobian, std::string refresh, double rtol, double atol,
+                                       int64_t max_sweeps, bool finish, std::string keep) {
+    return forward(mlp_chain(z0, weight, bias, activation, activation_parameters), guess,
+                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep));
 }
 
-std::tuple<Tensor, Tensor, Tensor> mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates,
-                                                Tensor z0, Tensor states, Tensor weight,
-                                                std::optional<Tensor> bias, std::string activation,
-                                                std::vector<double> activation_parameters,
-                                                std::vector<bool> needs) {
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
+             std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
+             int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+             int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs) {
     const Chain chain = mlp_chain(z0, weight, bias, activation, activation_parameters);
+    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep);
     const std::vector<Tensor> g =
-        backward(chain, check_incoming(chain, gz, gstates, states), states, needs, 2);
-    return {g[0], g[1], g[2]};
+        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs, 2);
+    return {g[0], g[1], g[2], g[3]};
 }
 
-std::tuple<Tensor, Tensor> residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2,
-                                    std::optional<Tensor> bias2, std::optional<Tensor> norm_weight,
-                                    std::optional<Tensor> norm_bias, std::string activation,
-                                    std::vector<double> activation_parameters, std::string norm,
-                                    double norm_eps, double scale, bool save_states) {
+std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional<Tensor> bias,
+                                         std::optional<Tensor> guess, std::string activation,
+                                         std::vector<double> activation_parameters, double scale,
+                                         int64_t segments, std::string jacobian, std::string refresh,
+                                         double rtol, double atol, int64_t max_sweeps, bool finish,
+                                         std::string keep) {
+    return forward(euler_chain(z0, weight, bias, activation, activation_parameters, scale), guess,
+                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
+               std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
+               double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
+               double atol, int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs) {
+    const Chain chain = euler_chain(z0, weight, bias, activation, activation_parameters, scale);
+    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep);
+    const std::vector<Tensor> g =
+        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs, 2);
+    return {g[0], g[1], g[2], g[3]};
+}
+
+std::tuple<Tensor, Tensor, Tensor>
+residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
+         std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<Tensor> guess,
+         std::string activation, std::vector<double> activation_parameters, std::string norm, double norm_eps,
+         double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+         int64_t max_sweeps, bool finish, std::string keep) {
     const Parameters parameters = {weight1, bias1, weight2, bias2, norm_weight, norm_bias};
     return forward(residual_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, scale}),
-                   save_states);
+                   guess, Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor states,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                   Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
                   std::vector<double> activation_parameters, std::string norm, double norm_eps, double scale,
-                  std::vector<bool> needs) {
+                  int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+                  int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs) {
     const Parameters parameters = {weight1, bias1, weight2, bias2, norm_weight, norm_bias};
     const Chain chain =
         residual_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, scale});
+    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep);
     const std::vector<Tensor> g =
-        backward(chain, check_incoming(chain, gz, gstates, states), states, needs, DPCR_PARAMETERS);
-    return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
+        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs, DPCR_PARAMETERS);
+    return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
 }
 
 } // namespace deeppcr

@@ -4,28 +4,40 @@
 // with STABLE_TORCH_LIBRARY_IMPL(deeppcr, CUDA, m).  Fake kernels, autograd, vmap and autocast: torch_deeppcr/_ops.py.
 #include "operators.h"
 
+// What the operators of all kinds of chain take.  How the chain is solved: dpcr_plan and dpcr_newton of
+// csrc/ops/chain.h.  keep: what forward returns as states, "nothing" (0,B,w), "states" (L,B,w) or "checkpoints",
+// those that backward can do with; in a backward pass, which of the two `kept` is.
+// info: float64 (6,B), the rows of enum dpcr_report.
+#define MLP_OPTIONS ", str activation, float[] activation_parameters"
+#define EULER_OPTIONS MLP_OPTIONS ", float scale"
+#define RESIDUAL_PARAMETERS \
+    ", Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? norm_weight, Tensor? norm_bias"
+#define RESIDUAL_OPTIONS MLP_OPTIONS ", str norm, float norm_eps, float scale"
+#define SOLVER_OPTIONS                                                                                    \
+    ", SymInt segments, str jacobian, str refresh, float rtol, float atol, int max_sweeps, bool finish, " \
+    "str keep"
+
 STABLE_TORCH_LIBRARY(deeppcr, m) {
     m.def("linear_recurrence(Tensor? A, Tensor b, Tensor? x0, str blocks, bool reverse, SymInt segments)"
           " -> (Tensor x, Tensor info)");
     m.def("linear_recurrence_backward(Tensor gx, Tensor? A, Tensor? x0, Tensor x, str blocks, bool reverse,"
           " SymInt segments, bool need_A, bool need_x0) -> (Tensor gA, Tensor gb, Tensor gx0)");
-    m.def("mlp(Tensor z0, Tensor weight, Tensor? bias, str activation, float[] activation_parameters,"
-          " bool save_states) -> (Tensor z, Tensor states)");
-    m.def("mlp_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, Tensor weight, Tensor? bias,"
-          " str activation, float[] activation_parameters, bool[] needs)"
-          " -> (Tensor gz0, Tensor gweight, Tensor gbias)");
-    m.def("residual(Tensor z0, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? "
-          "norm_weight,"
-          " Tensor? norm_bias, str activation, float[] activation_parameters, str norm, float norm_eps, "
-          "float scale,"
-          " bool save_states) -> (Tensor z, Tensor states)");
-    m.def("residual_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, Tensor weight1, Tensor? "
-          "bias1,"
-          " Tensor weight2, Tensor? bias2, Tensor? norm_weight, Tensor? norm_bias, str activation,"
-          " float[] activation_parameters, str norm, float norm_eps, float scale, bool[] needs)"
-          " -> (Tensor gz0, Tensor gweight1, Tensor gbias1, Tensor gweight2, Tensor gbias2, Tensor "
-          "gnorm_weight,"
-          " Tensor gnorm_bias)");
+    m.def("mlp(Tensor z0, Tensor weight, Tensor? bias, Tensor? guess" MLP_OPTIONS SOLVER_OPTIONS
+          ") -> (Tensor z, Tensor states, Tensor info)");
+    m.def("mlp_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept, Tensor weight, Tensor? "
+          "bias" MLP_OPTIONS SOLVER_OPTIONS
+          ", bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias, Tensor info)");
+    m.def("euler(Tensor z0, Tensor weight, Tensor? bias, Tensor? guess" EULER_OPTIONS SOLVER_OPTIONS
+          ") -> (Tensor z, Tensor states, Tensor info)");
+    m.def("euler_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept, Tensor weight, Tensor? "
+          "bias" EULER_OPTIONS SOLVER_OPTIONS
+          ", bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias, Tensor info)");
+    m.def("residual(Tensor z0" RESIDUAL_PARAMETERS ", Tensor? guess" RESIDUAL_OPTIONS SOLVER_OPTIONS
+          ") -> (Tensor z, Tensor states, Tensor info)");
+    m.def("residual_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept" RESIDUAL_PARAMETERS
+              RESIDUAL_OPTIONS SOLVER_OPTIONS
+          ", bool[] needs) -> (Tensor gz0, Tensor gweight1, Tensor gbias1, Tensor gweight2,"
+          " Tensor gbias2, Tensor gnorm_weight, Tensor gnorm_bias, Tensor info)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deeppcr, CPU, m) {
@@ -33,6 +45,8 @@ STABLE_TORCH_LIBRARY_IMPL(deeppcr, CPU, m) {
     m.impl("linear_recurrence_backward", TORCH_BOX(&deeppcr::linear_recurrence_backward));
     m.impl("mlp", TORCH_BOX(&deeppcr::mlp));
     m.impl("mlp_backward", TORCH_BOX(&deeppcr::mlp_backward));
+    m.impl("euler", TORCH_BOX(&deeppcr::euler));
+    m.impl("euler_backward", TORCH_BOX(&deeppcr::euler_backward));
     m.impl("residual", TORCH_BOX(&deeppcr::residual));
     m.impl("residual_backward", TORCH_BOX(&deeppcr::residual_backward));
 }

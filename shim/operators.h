@@ -15,26 +15,44 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::op
                                                               std::string blocks, bool reverse,
                                                               int64_t segments, bool need_A, bool need_x0);
 
-std::tuple<Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::string activation,
-                               std::vector<double> activation_parameters, bool save_states);
+std::tuple<Tensor, Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias,
+                                       std::optional<Tensor> guess, std::string activation,
+                                       std::vector<double> activation_parameters, int64_t segments,
+                                       std::string jacobian, std::string refresh, double rtol, double atol,
+                                       int64_t max_sweeps, bool finish, std::string keep);
 
-std::tuple<Tensor, Tensor, Tensor> mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates,
-                                                Tensor z0, Tensor states, Tensor weight,
-                                                std::optional<Tensor> bias, std::string activation,
-                                                std::vector<double> activation_parameters,
-                                                std::vector<bool> needs);
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
+             std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
+             int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+             int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs);
 
-std::tuple<Tensor, Tensor> residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2,
-                                    std::optional<Tensor> bias2, std::optional<Tensor> norm_weight,
-                                    std::optional<Tensor> norm_bias, std::string activation,
-                                    std::vector<double> activation_parameters, std::string norm,
-                                    double norm_eps, double scale, bool save_states);
+std::tuple<Tensor, Tensor, Tensor>
+residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
+         std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<Tensor> guess,
+         std::string activation, std::vector<double> activation_parameters, std::string norm, double norm_eps,
+         double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+         int64_t max_sweeps, bool finish, std::string keep);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor states,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                   Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
                   std::vector<double> activation_parameters, std::string norm, double norm_eps, double scale,
-                  std::vector<bool> needs);
+                  int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+                  int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs);
+
+std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional<Tensor> bias,
+                                         std::optional<Tensor> guess, std::string activation,
+                                         std::vector<double> activation_parameters, double scale,
+                                         int64_t segments, std::string jacobian, std::string refresh,
+                                         double rtol, double atol, int64_t max_sweeps, bool finish,
+                                         std::string keep);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
+               std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
+               double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
+               double atol, int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs);
 
 } // namespace deeppcr

@@ -12,8 +12,9 @@ dpcr_block block_of(const std::string &blocks) {
     if (blocks == "dense") return DPCR_DENSE;
     if (blocks == "diagonal") return DPCR_DIAGONAL;
     if (blocks == "scalar") return DPCR_SCALAR;
-    require(blocks == "identity",
-            "blocks must be 'dense', 'diagonal', 'scalar' or 'identity', got '" + blocks + "'");
+    require(blocks == "identity", [&] {
+        return "blocks must be 'dense', 'diagonal', 'scalar' or 'identity', got '" + blocks + "'";
+    });
     return DPCR_IDENTITY;
 }
 
@@ -82,7 +83,7 @@ struct Operands {
 
 Operands check_operands(const std::optional<Tensor> &A, const Tensor &b, const std::optional<Tensor> &x0,
                         dpcr_block block) {
-    require(b.dim() == 3, "b must have shape (L, B, w), got " + text(shape_of(b)));
+    require(b.dim() == 3, [&] { return "b must have shape (L, B, w), got " + text(shape_of(b)); });
     check_like("b", b, b);
     check_blocks(A, b, block);
     if (x0) check_like("x0", *x0, b), check_shape("x0", *x0, {b.size(1), b.size(2)});

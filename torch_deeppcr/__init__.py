@@ -20,15 +20,23 @@ if _native.native_available():
 
 from . import nn, reference  # noqa: E402
 from ._native import native_available  # noqa: E402
+from ._plan import ChainInfo, ConvergenceError, ConvergenceWarning, Plan, Status  # noqa: E402
 from .functional import (  # noqa: E402
     RecurrenceInfo,
+    euler_chain,
     linear_recurrence,
     mlp_chain,
     residual_chain,
 )
 
 __all__ = [
+    "ChainInfo",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "Plan",
     "RecurrenceInfo",
+    "Status",
+    "euler_chain",
     "linear_recurrence",
     "mlp_chain",
     "native_available",

@@ -76,9 +76,14 @@ def parameters(
     if state.dim() == 0:
         raise ValueError(f"{input_name} must have shape (..., w), got a tensor without dimensions")
     sizes = {"w": state.shape[-1]}
+    dtype, device = state.dtype, state.device
     for (name, (letters, required)), value in zip(shapes.items(), values, strict=True):
-        if value is not None or required:
-            shape(name, like(name, value, input_name, state), letters, sizes)
+        if value is None and not required:
+            continue
+        # What `like` asks, asked here at once: it is a good part of a short call.
+        if not isinstance(value, Tensor) or value.dtype != dtype or value.device != device:
+            value = like(name, value, input_name, state)
+        shape(name, value, letters, sizes)
     return sizes
 
 
@@ -101,12 +106,15 @@ def recurrence(A: object, b: Tensor, x0: object, blocks: str, b_name: str = "b")
     return sizes
 
 
-def segments(value: object, length: int) -> Any:
-    """``value``, an int in 1..L; where L = 0 anything from 1 on."""
+def segments(value: object, length: int | None = None) -> Any:
+    """``value``, an int in 1..L; where L = 0, or is not known yet, anything from 1 on."""
+    if isinstance(value, str):
+        raise ValueError(f'segments must be "auto" or an int, got {value!r}')
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f'segments must be "auto" or an int, got {value!r}')
-    if value < 1 or (value > length and length > 0):
-        raise ValueError(f"segments must be in 1..L = 1..{length}, got {value}")
+    if value < 1 or (length and value > length):
+        known = f" = 1..{length}" if length else ""
+        raise ValueError(f"segments must be in 1..L{known}, got {value}")
     return value
 
 
@@ -152,6 +160,14 @@ def epsilon(name: str, value: object) -> float:
     number = finite(name, value)
     if number < 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
+    return number
+
+
+def positive(name: str, value: object) -> float:
+    """``value``, a finite Python number > 0."""
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be greater than 0, got {value}")
     return number
 
 

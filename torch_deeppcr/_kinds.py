@@ -4,20 +4,23 @@
 Everything else in the package (checks, fake kernels, autograd, vmap, fallback) is written once over
 a `ChainKind`.  A chain operator ``torch.ops.deeppcr.<name>`` takes
 
-    (z0, *parameters, *options, save_states) -> (z, states)
+    (z0, *parameters, guess, *step options, *solver options, keep) -> (z, states, info)
 
 and its ``_backward``
 
-    (gz, gstates, z0, states, *parameters, *options, needs) -> (gz0, *gradients of the parameters)
+    (gz, gstates, z0, kept, *parameters, *step options, *solver options, keep, needs)
+        -> (gz0, *gradients of the parameters, info)
 
-with z0 (B,w), states (L,B,w), and needs: one flag for z0 and for each parameter.
+with z0 (B,w), guess and gstates (L,B,w), info (6,B), and needs: one flag for z0 and for each
+parameter.  keep says what forward returns as states, and backward takes as kept: "nothing" (0,B,w),
+"states" (L,B,w), or "checkpoints", fewer states, from which backward computes the others again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +28,17 @@ from torch import Tensor
 from . import _activations, _checks, reference
 from ._transforms import without_autocast
 
-#: Values of the options of a kind, in the order of its operator.
-Options = tuple[Any, ...]
+#: Number of the raw operators' solver options: `torch_deeppcr._plan.Solver.raw`.
+SOLVER_OPTIONS = 7
+
+
+class Options(NamedTuple):
+    """Everything that a chain is told besides tensors."""
+
+    step: tuple[Any, ...]  # of the kind, in the order of its operator
+    solver: tuple[Any, ...]  # in the order of the operators
+    kept: str = "states"  # what forward keeps for backward: "states" or "checkpoints"
+    watch: str = ""  # "warn" or "raise" where a sample does not converge
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,20 +53,32 @@ class ChainKind:
         """Number of parameters."""
         return len(self.shapes)
 
-    def loop(self, z0: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def loop(
+        self, options: Options, with_states: bool, z0: Tensor, *parameters: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The reference in the dtype of its inputs, also under autocast."""
         with without_autocast(z0):
-            return self.reference(z0, *arguments)
+            return self.reference(z0, *parameters, *options.step, with_states)
 
-    @property
-    def forward(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """The raw operator."""
-        return getattr(torch.ops.deeppcr, self.name).default
+    def forward(
+        self, options: Options, keep: str, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The raw operator of (z0, *parameters, guess)."""
+        operator = getattr(torch.ops.deeppcr, self.name).default
+        return operator(*tensors, *options.step, *options.solver, keep)
 
-    @property
-    def backward(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The raw operator of the vector-Jacobian product."""
-        return getattr(torch.ops.deeppcr, f"{self.name}_backward").default
+    def backward(
+        self, options: Options, keep: str, needs: Sequence[bool], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The raw vector-Jacobian product of (gz, gstates, z0, kept, *parameters)."""
+        operator = getattr(torch.ops.deeppcr, f"{self.name}_backward").default
+        return operator(*tensors, *options.step, *options.solver, keep, needs)
+
+    def flops(self, parameters: Sequence[Tensor | None]) -> int:
+        """Of the matrix products of one sample, walked once."""
+        required = (there for _, there in self.shapes.values())
+        weights = zip(parameters, required, strict=True)
+        return sum(2 * p.numel() for p, there in weights if there and p is not None)
 
 
 def _check_activation(activation: str, activation_parameters: list[float]) -> None:
@@ -70,6 +94,16 @@ def _check_mlp_options(
     parameters: tuple[Tensor | None, ...], activation: str, activation_parameters: list[float]
 ) -> None:
     _check_activation(activation, activation_parameters)
+
+
+def _check_euler_options(
+    parameters: tuple[Tensor | None, ...],
+    activation: str,
+    activation_parameters: list[float],
+    scale: float,
+) -> None:
+    _check_activation(activation, activation_parameters)
+    _checks.finite("scale", scale)
 
 
 def _check_residual_options(
@@ -94,6 +128,13 @@ MLP = ChainKind(
     _check_mlp_options,
 )
 
+EULER = ChainKind(
+    "euler",
+    {"weight": ("Lww", True), "bias": ("Lw", False)},
+    reference.euler,
+    _check_euler_options,
+)
+
 RESIDUAL = ChainKind(
     "residual",
     {
@@ -108,4 +149,4 @@ RESIDUAL = ChainKind(
     _check_residual_options,
 )
 
-KINDS = (MLP, RESIDUAL)
+KINDS = (MLP, RESIDUAL, EULER)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _chain, _checks, _recurrence, _vmap
-from ._kinds import KINDS, ChainKind
+from . import _chain, _checks, _plan, _recurrence, _vmap
+from ._kinds import KINDS, SOLVER_OPTIONS, ChainKind, Options
 from ._transforms import refuse_tangents
 
 MaybeTensor = Tensor | None
@@ -69,33 +69,43 @@ def _native_dtype(name: str, tensor: Tensor) -> None:
 
 def _register_chain(kind: ChainKind) -> None:
     name = f"deeppcr::{kind.name}"
-    end = 1 + kind.count  # of the tensors
+    end = 2 + kind.count  # of the tensors
 
-    def fake(*inputs: Any) -> tuple[Tensor, Tensor]:
-        z0, *parameters = inputs[:end]
-        length = _check_chain(kind, z0, tuple(parameters), inputs[end:-1])
-        kept = length if inputs[-1] else 0
-        return z0.new_empty(z0.shape), z0.new_empty((kept, *z0.shape))
+    def fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        z0, *parameters, guess = inputs[:end]
+        options, keep = _options(inputs[end:]), inputs[-1]
+        length = _check_chain(kind, options, keep, z0, tuple(parameters))
+        if guess is not None:
+            sizes = {"L": length, "B": z0.shape[0], "w": z0.shape[1]}
+            _checks.shape("guess", _checks.like("guess", guess, "z0", z0), "LBw", sizes)
+        kept = z0.new_empty((_kept(length, options, keep), *z0.shape))
+        return z0.new_empty(z0.shape), kept, _empty_info(z0)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.options, ctx.saved = inputs[end:-1], inputs[-1]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1], *inputs[:end])
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        head = (kind, _options(inputs[end:]), inputs[-1])
+        _chain.Chain.setup_context(ctx, (*head, *inputs[:end]), output)
 
-    def backward(ctx: Any, gz: MaybeTensor, gstates: MaybeTensor) -> tuple[MaybeTensor, ...]:
-        rest = (None,) * (len(ctx.options) + 1)
+    def backward(
+        ctx: Any, gz: MaybeTensor, gstates: MaybeTensor, _: MaybeTensor
+    ) -> tuple[MaybeTensor, ...]:
+        rest = (None,) * (1 + len(ctx.options.step) + SOLVER_OPTIONS + 1)
         if gz is None and gstates is None:
-            return (*(None,) * end, *rest)
-        needs = list(ctx.needs_input_grad[:end])
-        states, z0, *parameters = ctx.saved_tensors
-        if not ctx.saved:
-            gstates, states = None, _chain.recompute(kind, ctx.options, z0, parameters)
-        gradients = kind.backward(gz, gstates, z0, states, *parameters, *ctx.options, needs)
-        return (*_chain.select(gradients, needs), *rest)
+            return (*(None,) * (end - 1), *rest)
+        needs = list(ctx.needs_input_grad[: end - 1])
+        z0, kept, *parameters = ctx.saved_tensors
+        keep = ctx.keep
+        if keep != "states":
+            gstates = None
+        if keep == "nothing":
+            keep, kept = "states", _chain.recompute(kind, ctx.options, z0, parameters)
+        gradients = kind.backward(ctx.options, keep, needs, gz, gstates, z0, kept, *parameters)
+        return (*_chain.select(gradients[:-1], needs), *rest)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> _vmap.Mapped:
         def call(*tensors: Any) -> tuple[Tensor, ...]:
-            return kind.forward(*tensors, *inputs[end:])
+            return kind.forward(_options(inputs[end:]), inputs[-1], *tensors)
 
         return _vmap.chain(call, info.batch_size, in_dims[:end], *inputs[:end])
 
@@ -109,33 +119,36 @@ def _register_chain_backward(kind: ChainKind) -> None:
     end = 4 + kind.count
 
     def fake(*inputs: Any) -> tuple[Tensor, ...]:
-        gz, gstates, z0, states, *parameters = inputs[:end]
-        length = _check_chain(kind, z0, tuple(parameters), inputs[end:-1])
+        gz, gstates, z0, kept, *parameters = inputs[:end]
+        options, keep, needs = _options(inputs[end:-1]), *inputs[-2:]
+        length = _check_chain(kind, options, keep, z0, tuple(parameters))
+        if keep == "nothing":
+            raise ValueError("keep must be 'states' or 'checkpoints' in a backward pass")
         batch, width = z0.shape
-        sizes = {"L": length, "B": batch, "w": width}
-        _checks.shape("states", _checks.like("states", states, "z0", z0), "LBw", sizes)
+        sizes = {"C": _kept(length, options, keep), "L": length, "B": batch, "w": width}
+        _checks.shape("kept", _checks.like("kept", kept, "z0", z0), "CBw", sizes)
         if gz is not None:
             _checks.shape("gz", _checks.like("gz", gz, "z0", z0), "Bw", sizes)
         if gstates is not None:
             _checks.shape("gstates", _checks.like("gstates", gstates, "z0", z0), "LBw", sizes)
-        return _empty_gradients(z0, (z0, *parameters), inputs[-1])
+        return (*_empty_gradients(z0, (z0, *parameters), needs), _empty_info(z0))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        gz, gstates, z0, _, *parameters = inputs[:end]
-        ctx.options, ctx.needs = inputs[end:-1], inputs[-1]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(gz, gstates, z0, *parameters)
+        head = (kind, _options(inputs[end:-1]), *inputs[-2:])
+        _chain.ChainBackward.setup_context(ctx, (*head, *inputs[:end]), output)
+        ctx.mark_non_differentiable(output[-1])
 
     def backward(ctx: Any, *cotangents: MaybeTensor) -> tuple[MaybeTensor, ...]:
         wanted = ctx.needs_input_grad[:3] + ctx.needs_input_grad[4:end]
         gz, gstates, z0, *parameters = _chain.double_pullback(
-            kind, ctx.options, ctx.needs, ctx.saved_tensors, cotangents, wanted
+            kind, ctx.options, ctx.needs, ctx.saved_tensors, cotangents[:-1], wanted
         )
-        return (gz, gstates, z0, None, *parameters, *(None,) * (len(ctx.options) + 1))
+        rest = (None,) * (len(ctx.options.step) + SOLVER_OPTIONS + 2)
+        return (gz, gstates, z0, None, *parameters, *rest)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> _vmap.Mapped:
         def call(*tensors: Any) -> tuple[Tensor, ...]:
-            return kind.backward(*tensors, *inputs[end:])
+            return kind.backward(_options(inputs[end:-1]), *inputs[-2:], *tensors)
 
         dims, tensors = in_dims[:end], inputs[:end]
         return _vmap.chain_backward(call, info.batch_size, dims, inputs[-1], *tensors)
@@ -145,16 +158,44 @@ def _register_chain_backward(kind: ChainKind) -> None:
     torch.library.register_vmap(name, vmap)
 
 
+def _options(values: tuple[Any, ...]) -> Options:
+    """Of (*step options, *solver options, keep)."""
+    end = len(values) - 1 - SOLVER_OPTIONS
+    return Options(values[:end], values[end:-1])
+
+
 def _check_chain(
-    kind: ChainKind, z0: Tensor, parameters: tuple[MaybeTensor, ...], options: tuple[Any, ...]
+    kind: ChainKind,
+    options: Options,
+    keep: str,
+    z0: Tensor,
+    parameters: tuple[MaybeTensor, ...],
 ) -> int:
     """Returns L."""
     _native_dtype("z0", z0)
     if z0.dim() != 2:
         raise ValueError(f"z0 must have shape (B, w), got {tuple(z0.shape)}")
     sizes = _checks.parameters(kind.shapes, parameters, "z0", z0)
-    kind.check_options(parameters, *options)
+    kind.check_options(parameters, *options.step)
+    segments, jacobian, refresh, rtol, atol, _, _ = options.solver
+    _checks.segments(segments, sizes["L"])
+    _checks.choice("jacobian", jacobian, _plan.JACOBIANS)
+    _checks.choice("refresh", refresh, _plan.REFRESHES)
+    _checks.positive("rtol", rtol)
+    _checks.epsilon("atol", atol)
+    _checks.choice("keep", keep, ("nothing", "states", "checkpoints"))
     return sizes["L"]
+
+
+def _kept(length: int, options: Options, keep: str) -> int:
+    """Number of states that forward keeps."""
+    if keep == "checkpoints":
+        return _plan.checkpoints(length, options.solver[0])
+    return length if keep == "states" else 0
+
+
+def _empty_info(z0: Tensor) -> Tensor:
+    return z0.new_empty((_plan.REPORT, z0.shape[0]), dtype=torch.float64)
 
 
 def _empty_gradients(

@@ -23,37 +23,40 @@ Mapped = tuple[tuple[Tensor, ...], tuple[int | None, ...]]
 MaybeTensor = Tensor | None
 
 
-def chain(call: Call, size: int, dims: Dims, z0: Tensor, *parameters: MaybeTensor) -> Mapped:
-    """call: (z0 (B,w), *parameters) -> z (B,w), states (L,B,w)."""
-    if any(dim is not None for dim in dims[1:]):
-        return _loop(call, size, dims, (z0, *parameters))
-    z, states = call(_fold(z0, dims[0], size, 0), *parameters)
+def chain(call: Call, size: int, dims: Dims, *tensors: MaybeTensor) -> Mapped:
+    """call: (z0 (B,w), *parameters, guess (L,B,w)) -> z (B,w), states (C,B,w), info (6,B)."""
+    z0, *parameters, guess = tensors
+    assert z0 is not None
+    if any(dim is not None for dim in dims[1:-1]):
+        return _loop(call, size, dims, tensors)
+    guess = None if guess is None else _fold(guess, dims[-1], size, 1)
+    z, states, info = call(_fold(z0, dims[0], size, 0), *parameters, guess)
     batch = _size(z0, dims[0], 0)
-    return (_unfold(z, size, batch, 0), _unfold(states, size, batch, 1)), (0, 1)
+    outputs = zip((z, states, info), (0, 1, 1), strict=True)
+    return tuple(_unfold(out, size, batch, axis) for out, axis in outputs), (0, 1, 1)
 
 
 def chain_backward(
-    call: Call,
-    size: int,
-    dims: Dims,
-    needs: Sequence[bool],
-    gz: MaybeTensor,
-    gstates: MaybeTensor,
-    z0: Tensor,
-    states: Tensor,
-    *parameters: MaybeTensor,
+    call: Call, size: int, dims: Dims, needs: Sequence[bool], *tensors: MaybeTensor
 ) -> Mapped:
-    """call: (gz (B,w), gstates (L,B,w), z0, states, *parameters) -> gz0 and parameter gradients."""
-    tensors = (gz, gstates, z0, states)
+    """call: (gz (B,w), gstates (L,B,w), z0, kept (C,B,w), *parameters) -> gz0 and parameter
+    gradients; the raw operator adds info (6,B)."""
+    z0 = tensors[2]
+    assert z0 is not None
     if any(needs[1:]) or any(dim is not None for dim in dims[4:]):
-        return _loop(call, size, dims, (*tensors, *parameters))
+        return _loop(call, size, dims, tensors)
     folded = [
         None if tensor is None else _fold(tensor, dim, size, axis)
         for tensor, dim, axis in zip(tensors, dims, (0, 1, 0, 1), strict=False)
     ]
-    gz0, *rest = call(*folded, *parameters)
-    gz0 = _unfold(gz0, size, _size(z0, dims[2], 0), 0) if needs[0] else gz0
-    return (gz0, *rest), (0 if needs[0] else None, *(None for _ in rest))
+    outputs = list(call(*folded, *tensors[4:]))
+    mapped: list[int | None] = [None] * len(outputs)
+    batch = _size(z0, dims[2], 0)
+    if needs[0]:
+        outputs[0], mapped[0] = _unfold(outputs[0], size, batch, 0), 0
+    if len(outputs) > len(needs):
+        outputs[-1], mapped[-1] = _unfold(outputs[-1], size, batch, 1), 1
+    return tuple(outputs), tuple(mapped)
 
 
 def recurrence(

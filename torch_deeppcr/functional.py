@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _activations, _chain, _checks, _recurrence
+from . import _activations, _checks, _recurrence, _solve
 from ._activations import Activation
-from ._kinds import MLP, RESIDUAL, ChainKind, Options
+from ._kinds import EULER, MLP, RESIDUAL
+from ._plan import SolverOptions, solver_of
+from ._solve import Call, Output, to_float32
 from ._transforms import autocast_enabled, func_active
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 ActivationLike = str | tuple[Any, ...] | torch.nn.Module | Activation
-#: A tensor, or a tuple of it and what ``return_states`` or ``return_info`` asks for.
-Output = Any
 _NORMS = (None, "layer_norm", "rms_norm")
 
 
@@ -39,6 +42,9 @@ def mlp_chain(
     *,
     activation: ActivationLike = "tanh",
     return_states: bool = False,
+    warm_start: Tensor | None = None,
+    return_info: bool = False,
+    **solver: Unpack[SolverOptions],
 ) -> Output:
     """L layers of equal width, z_l = act(W_l z_{l-1} + b_l), as one operator.
 
@@ -50,21 +56,97 @@ def mlp_chain(
             "gelu_tanh" or "softplus"; a tuple (name, *parameters); or one of PyTorch's modules of
             these functions, such as ``nn.ELU(0.5)``.
         return_states: also return all states z_1..z_L.
+        warm_start: a guess of z_1..z_L (L, ..., w), such as the states of a similar input; None is
+            the input everywhere.  It changes how many sweeps are needed, not the result.
+        return_info: also return a `ChainInfo`.
+
+    How the chain is solved, the same for every chain:
+        segments: into how many parts S, 1..L, the steps are cut.  1 is the loop in one fused pass.
+            With more, the parts run in parallel from guessed start states, which Newton's method
+            corrects, sweep after sweep; L is DeepPCR.  "auto" is 1, except in a module on a machine
+            with many threads, where it is what the sweeps seen there say is fastest.
+        jacobian: what stands for the product of a segment's step Jacobians: "dense", itself
+            (Newton); "identity" (Picard's iteration, for residual chains) or "zero" (Jacobi's),
+            cheaper sweeps, but more.  "auto" is "dense".
+        refresh: when that product is computed: "adaptive", from the second sweep on where the last
+            gained little, or "always".
+        rtol, atol: a segment's start may be wrong by rtol times its size (None: 8 eps of the
+            dtype), or by atol.  The error is an estimate, and a chaotic chain enlarges it as it
+            enlarges every rounding.
+        max_sweeps: 0 or more; None is at most 40.
+        on_unconverged: what becomes of samples that need more sweeps: "sequential", they are
+            finished by walking, which gives exactly the result of one segment; "warn", the same
+            with a `ConvergenceWarning`; "raise", a `ConvergenceError`; "ignore", they are left as
+            they are.  Gradients are finished by walking in any case.
+        memory: what is kept for backward: all "states", or "recompute", only S of them (the root of
+            L with one segment), from which backward computes the others again.
 
     Returns:
-        z_L (..., w), and with ``return_states`` the states (L, ..., w).  L = 0 gives a copy of the
-        input.  Both are differentiable, any number of times, in reverse and in forward mode.
+        z_L (..., w), then, where they are asked for, the states (L, ..., w) and the info.  L = 0
+        gives a copy of the input.  z_L and states are differentiable, any number of times, in
+        reverse and in forward mode.
 
     float32 and float64 on the CPU run in the native kernel; every other floating-point dtype and
-    device runs PyTorch's loop.  Under autocast the chain computes and returns float32, unlike
-    `nn.Linear`.
+    device runs PyTorch's loop, whatever the options.  Under autocast the chain computes and returns
+    float32, unlike `nn.Linear`.
 
     Raises:
         TypeError: a tensor is of another type, or of another dtype than ``input``.
         ValueError: a shape does not fit, tensors are on several devices, or an option is unknown.
+        ConvergenceError: only if asked to.
+        NotImplementedError: ``on_unconverged`` is "warn" or "raise" under `torch.compile`.
     """
-    name, numbers = _activations.resolve(activation)
-    return _run(MLP, (name, numbers), return_states, input, weight, bias)
+    call = Call(return_states, warm_start, return_info, solver_of(solver))
+    return run_mlp(call, input, weight, bias, activation)
+
+
+def run_mlp(
+    call: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: ActivationLike,
+) -> Output:
+    return _solve.run(MLP, _activations.resolve(activation), call, input, weight, bias)
+
+
+def euler_chain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: ActivationLike = "tanh",
+    scale: float = 1.0,
+    return_states: bool = False,
+    warm_start: Tensor | None = None,
+    return_info: bool = False,
+    **solver: Unpack[SolverOptions],
+) -> Output:
+    """L explicit Euler steps of z' = act(W z + b), z_l = z_{l-1} + scale act(W_l z_{l-1} + b_l).
+
+    Args:
+        input: z_0 (..., w).
+        weight, bias: (L, w, w) and (L, w) or None, as in `mlp_chain`.
+        activation: as in `mlp_chain`.
+        scale: the step size, a finite number.
+        return_states, warm_start, return_info, **solver: as in `mlp_chain`.
+
+    Returns, dtypes, devices, autocast and errors: as `mlp_chain`.
+    """
+    call = Call(return_states, warm_start, return_info, solver_of(solver))
+    return run_euler(call, input, weight, bias, activation, scale)
+
+
+def run_euler(
+    call: Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: ActivationLike,
+    scale: float,
+) -> Output:
+    step = (*_activations.resolve(activation), _checks.finite("scale", scale))
+    return _solve.run(EULER, step, call, input, weight, bias)
 
 
 def residual_chain(
@@ -81,6 +163,9 @@ def residual_chain(
     norm_eps: float | None = None,
     scale: float = 1.0,
     return_states: bool = False,
+    warm_start: Tensor | None = None,
+    return_info: bool = False,
+    **solver: Unpack[SolverOptions],
 ) -> Output:
     """L residual blocks, z_l = z_{l-1} + scale (W2_l act(W1_l norm(z_{l-1}) + b1_l) + b2_l).
 
@@ -94,21 +179,34 @@ def residual_chain(
         norm_eps: None is PyTorch's default: 1e-5 for "layer_norm", for "rms_norm" eps of the
             arithmetic's dtype (float32 for half precision).
         scale: a finite number.
-        return_states: also return all states z_1..z_L.
+        return_states, warm_start, return_info, **solver: as in `mlp_chain`.
 
     Returns, dtypes, devices, autocast and errors: as `mlp_chain`.
     """
+    call = Call(return_states, warm_start, return_info, solver_of(solver))
+    parameters = (weight1, bias1, weight2, bias2, norm_weight, norm_bias)
+    return run_residual(call, input, parameters, activation, norm, norm_eps, scale)
+
+
+def run_residual(
+    call: Call,
+    input: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    activation: ActivationLike,
+    norm: str | None,
+    norm_eps: float | None,
+    scale: float,
+) -> Output:
     name, numbers = _activations.resolve(activation)
     _checks.choice("norm", norm, _NORMS)
     norm = norm or "none"
-    _checks.norm_parameters(norm, norm_weight, norm_bias)
+    _checks.norm_parameters(norm, *parameters[-2:])
     if norm_eps is None:
         norm_eps = _default_eps(norm, input)
     else:
         norm_eps = _checks.epsilon("norm_eps", norm_eps)
-    options = (name, numbers, norm, norm_eps, _checks.finite("scale", scale))
-    parameters = (weight1, bias1, weight2, bias2, norm_weight, norm_bias)
-    return _run(RESIDUAL, options, return_states, input, *parameters)
+    step = (name, numbers, norm, norm_eps, _checks.finite("scale", scale))
+    return _solve.run(RESIDUAL, step, call, input, *parameters)
 
 
 def linear_recurrence(
@@ -154,7 +252,7 @@ def linear_recurrence(
     """
     b = _checks.real_tensor("b", b)
     if autocast_enabled(b):
-        A, b, x0 = (_to_float32(tensor) for tensor in (A, b, x0))
+        A, b, x0 = (to_float32(tensor) for tensor in (A, b, x0))
     kind = _block_kind(A, b, blocks)
     if kind == "dense" and A is not None and A.dim() == 3:
         A = A.unsqueeze(1)
@@ -162,36 +260,6 @@ def linear_recurrence(
     count = 1 if segments == "auto" else _checks.segments(segments, b.shape[0])
     x, info = _recurrence.solve(A, b, x0, kind, _checks.flag("reverse", reverse), count)
     return (x, _info(info)) if _checks.flag("return_info", return_info) else x
-
-
-def _run(
-    kind: ChainKind,
-    options: Options,
-    return_states: bool,
-    state: Tensor,
-    *parameters: Tensor | None,
-) -> Output:
-    state = _checks.real_tensor("input", state)
-    if autocast_enabled(state):
-        state = _to_float32(state)
-        parameters = tuple(map(_to_float32, parameters))
-    _checks.parameters(kind.shapes, parameters, "input", state)
-    _checks.flag("return_states", return_states)
-    outer = state.shape[:-1]
-    if len(outer) != 1:
-        state = state.flatten(0, -2) if outer else state.unsqueeze(0)
-    z, states = _chain.solve(kind, options, return_states, state, *parameters)
-    if len(outer) != 1:
-        z = z.unflatten(0, outer) if outer else z.squeeze(0)
-        states = states.unflatten(1, outer) if outer else states.squeeze(1)
-    return (z, states) if return_states else z
-
-
-def _to_float32(value: Any) -> Any:
-    """What autocast does to the inputs of an operator that needs precision; float64 stays."""
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    return value
 
 
 def _default_eps(norm: str, state: object) -> float:

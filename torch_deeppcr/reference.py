@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chains as plain PyTorch loops: what every other implementation is held to.
 
-The loops have the arguments and results of the raw operators ``torch.ops.deeppcr.*``.  They are the
-oracle of the tests, they run where there is no native kernel (other devices and dtypes, a missing
-library), and derivatives of derivatives are taken through them.
+The loops take what the raw operators ``torch.ops.deeppcr.*`` do, but for the options that say how a
+chain is solved, and return its last state and all states.  They are the oracle of the tests, they
+run where there is no native kernel (other devices and dtypes, a missing library), and derivatives
+of derivatives are taken through them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,28 @@ def mlp(
         return _activations.apply(activation, tuple(activation_parameters), u)
 
     weights = weight.unbind(0)
+    return _walk(z0, weight.shape[0], step, save_states)
+
+
+def euler(
+    z0: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    activation_parameters: Sequence[float],
+    scale: float,
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """z_l = z_{l-1} + scale act(W_l z_{l-1} + b_l).
+
+    Shapes and results: as `mlp`.
+    """
+    weights, biases = weight.unbind(0), _steps(bias, weight.shape[0])
+
+    def step(index: int, z: Tensor) -> Tensor:
+        u = F.linear(z, weights[index], biases[index])
+        return z + scale * _activations.apply(activation, tuple(activation_parameters), u)
+
     return _walk(z0, weight.shape[0], step, save_states)
 
 

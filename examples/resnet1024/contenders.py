@@ -22,6 +22,7 @@ import torch
 from options import Options
 from torch import nn
 from torch.func import functional_call
+from watched import Watched
 
 import torch_deeppcr as dpcr
 
@@ -139,14 +140,49 @@ def reindex(
 
 
 class DeepPCR(Contender):
-    """The whole chain as one operator."""
+    """The whole chain as one operator, in one segment: its loop, fused."""
 
     name = "deeppcr"
     title = "deeppcr"
 
+    def solver(self, options: Options) -> dict[str, object]:
+        return {"segments": 1}
+
     def chain(self, options: Options) -> nn.Module:
-        kind = self.block_options(options)
+        kind = self.block_options(options) | self.solver(options)
         return dpcr.nn.ResidualChain(options.width, self.depth(options), **kind)
+
+
+class Auto(DeepPCR):
+    """deeppcr as it is without options: it plans the number of segments itself."""
+
+    name = "auto"
+    title = "deeppcr, segments=auto"
+
+    def solver(self, options: Options) -> dict[str, object]:
+        return {"segments": "auto"}
+
+    def chain(self, options: Options) -> nn.Module:
+        size, kind = (options.width, self.depth(options)), self.block_options(options)
+        walking = dpcr.nn.ResidualChain(*size, **kind, segments=1, device="meta")
+        return Watched(*size, **kind, **self.solver(options)).walked_by(walking)
+
+
+class Paper(Auto):
+    """DeepPCR as published: every block a segment, all tangents at every sweep.
+
+    A step takes a hundred times the arithmetic of the loop, so it makes only the first steps.
+    """
+
+    name = "paper"
+    title = "deeppcr, the paper's method"
+    share = 0.1
+
+    def solver(self, options: Options) -> dict[str, object]:
+        return {"segments": self.depth(options), "jacobian": "dense", "refresh": "always"}
+
+    def last_step(self, options: Options, total: int) -> int:
+        return max(1, round(self.share * min(total, options.slow_steps)))
 
 
 class Compiled(DeepPCR):
@@ -234,7 +270,7 @@ class Shallow(DeepPCR):
 
 # In the order of the table.
 CONTENDERS: dict[str, Contender] = {
-    c.name: c for c in (PyTorch(), Reordered(), Compiled(), DeepPCR(), Shallow())
+    c.name: c for c in (PyTorch(), Reordered(), Compiled(), DeepPCR(), Auto(), Paper(), Shallow())
 }
 
 

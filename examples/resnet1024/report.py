@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
+import statistics
 from importlib.metadata import version
 
 import torch
 from comparison import Comparison, Promise, finished, promises
-from contenders import Reordered, Shallow
+from contenders import Auto, Paper, Reordered, Shallow
 from options import Options
-from picture import draw
+from picture import draw, draw_sweeps
+from probe import Stop
 from result import Result
 
 import torch_deeppcr as dpcr
@@ -30,16 +33,24 @@ HEAD = (
 )
 
 
-def write_report(results: list[Result], options: Options, seconds: float) -> bool:
+def write_report(
+    results: list[Result], stops: dict[int, Stop], options: Options, seconds: float
+) -> bool:
     """Print and write everything.  True if all ran and no promise about these options is broken."""
     made = promises(results, options, seconds)
     text = "\n".join([*table(results, options), "", *notes(results, options), "", *map(str, made)])
     if not options.is_default():
         text += "\n(The promises are made for the default options; these are others.)"
-    draw(Comparison.of(results, options), options.out / "losses.png")
+    comparison = Comparison.of(results, options)
+    draw(comparison, options.out / "losses.png")
+    files = ["table.md", "losses.png", "results.json"]
+    paper = comparison.results.get(Paper.name)
+    if paper is not None and paper.history.solves:
+        draw_sweeps(paper.history, stops, options, options.out / "sweeps.png")
+        files.insert(2, "sweeps.png")
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    write_numbers(results, options, made, seconds)
-    print(f"\n{text}\n\n{options.out} has table.md, losses.png and results.json")
+    write_numbers(results, stops, options, made, seconds)
+    print(f"\n{text}\n\n{options.out} has {', '.join(files[:-1])} and {files[-1]}")
     counted = made if options.is_default() else [finished(results)]
     return all(promise.kept for promise in counted)
 
@@ -95,6 +106,11 @@ def notes(results: list[Result], options: Options) -> list[str]:
         "optimiser), the contenders taking turns. Ratio: PyTorch's loop / this one. Memory: of the "
         "process, above what it had with PyTorch and the data loaded; a compiler in it counts."
     )
+    auto, paper = (comparison.results.get(c.name) for c in (Auto, Paper))
+    if auto is not None and auto.history.plan:
+        lines.append(f"{auto.contender.title}, planned {auto.history.plan}.")
+    if paper is not None and paper.history.solves:
+        lines.append(sweeps_and_work(paper, options))
     yardstick = comparison.results.get(Reordered.name)
     if yardstick is not None:
         lines.append(
@@ -102,6 +118,36 @@ def notes(results: list[Result], options: Options) -> list[str]:
             "those of the reordered run (or as far as the contender went)."
         )
     return lines
+
+
+def sweeps_and_work(paper: Result, options: Options) -> str:
+    """What the paper's method did, and what it would take with cyclic reduction as published."""
+    solves = paper.history.solves
+    sweeps, tangent, flops = (
+        statistics.fmean(solve[name] for solve in solves)
+        for name in ("sweeps", "tangent_sweeps", "flops")
+    )
+    loop = 4 * options.width * options.hidden_width * options.depth * options.batch
+    published = flops + tangent * options.batch * more_products(options) * 2 * options.width**3
+    most = max(solve["most_sweeps"] for solve in solves)
+    return (
+        f"The paper's method ({paper.history.plan}): {solves[-1]['levels']:.0f} levels of cyclic "
+        f"reduction, {sweeps:.3g} sweeps a step (median of the samples; {most:.0f} at most), "
+        f"{tangent:.3g} of them with tangents. A forward pass counts {gigaflop(flops)}, "
+        f"{flops / loop:.3g} times the loop's {gigaflop(loop)}; with S log2 S products in the "
+        f"cyclic reduction, as published, instead of our S it would be {gigaflop(published)}. "
+        "Backward is about one sweep with tangents more."
+    )
+
+
+def more_products(options: Options) -> int:
+    """In a cyclic reduction of S blocks: the S - 2^k of each level k = 0, 1, .. less our S - 1."""
+    S, levels = options.depth, math.ceil(math.log2(options.depth))
+    return S * levels - (2**levels - 1) - (S - 1)
+
+
+def gigaflop(flops: float) -> str:
+    return f"{flops / 1e9:.3g} GFLOP"
 
 
 def machine(options: Options) -> str:
@@ -118,7 +164,11 @@ def machine(options: Options) -> str:
 
 
 def write_numbers(
-    results: list[Result], options: Options, made: list[Promise], seconds: float
+    results: list[Result],
+    stops: dict[int, Stop],
+    options: Options,
+    made: list[Promise],
+    seconds: float,
 ) -> None:
     """results.json: everything that the table and the picture are made of."""
     numbers = {
@@ -127,6 +177,7 @@ def write_numbers(
         "versions": {"torch": torch.__version__, "torch-deeppcr": version("torch-deeppcr")},
         "native": dpcr.native_available(),
         "seconds": seconds,
+        "sweeps_along_the_training": stops,
         "promises": [dataclasses.asdict(promise) for promise in made],
         "contenders": {
             r.contender.name: {

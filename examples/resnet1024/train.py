@@ -4,9 +4,9 @@
     python examples/resnet1024/train.py [--help]
 
 Same network, same initial parameters, same minibatches: the loss curves must agree, the times need
-not. Writes a table, a picture of the loss curves and all numbers to --out, and says which of the
-promises in README.md hold.  Ctrl-C keeps everything trained so far; --resume goes on from there to
-the same losses.
+not. Writes a table, pictures of the loss curves and of Newton's sweeps, and all numbers to --out,
+and says which of the promises in README.md hold.  Ctrl-C keeps everything trained so far; --resume
+goes on from there to the same losses.
 
 Exit status: 0; 1 if a contender failed or a promise does not hold in the default run; 2 for a
 mistake in the options; 130 after Ctrl-C.
@@ -21,9 +21,11 @@ import time
 
 STARTED = time.monotonic()
 
-from contenders import CONTENDERS, chosen
+import torch
+from contenders import CONTENDERS, Paper, chosen
 from data import Data, DataError, load
 from options import Options, parse
+from probe import Stop, probe
 from progress import Progress
 from report import write_report
 from result import Result
@@ -85,6 +87,15 @@ def take_turn(worker: Worker, result: Result, target: int, progress: Progress) -
                 return
 
 
+def sweeps_along(options: Options, data: Data, results: list[Result]) -> dict[int, Stop]:
+    """Nothing if the paper's method does not take part, or failed."""
+    if not any(r.contender.name == Paper.name and r.failure is None for r in results):
+        return {}
+    torch.set_num_threads(options.threads)
+    print("Counting the sweeps along the whole training", file=sys.stderr, flush=True)
+    return probe(options, data)
+
+
 def prepare(options: Options) -> Data:
     """The data and the output folder.  Mistake: a sentence why not."""
     try:
@@ -109,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         data = prepare(options)
         print(f"{data.name}: {len(data.train_y)} images to train on, {len(data.test_y)} to test")
         results = contest(options, data)
-        kept = write_report(results, options, time.monotonic() - STARTED)
+        stops = sweeps_along(options, data, results)
+        kept = write_report(results, stops, options, time.monotonic() - STARTED)
     except Mistake as mistake:
         print(f"train.py: {mistake}", file=sys.stderr)
         return 2

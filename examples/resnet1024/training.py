@@ -15,6 +15,7 @@ from contenders import Contender
 from data import Data, order
 from options import Options
 from torch import nn
+from watched import summary
 
 
 class CheckpointError(Exception):
@@ -35,6 +36,10 @@ class History:
     """Seconds of the first forward and backward, compilation included."""
     peak_bytes: int = 0
     """The most memory above what was there before the network was built."""
+    solves: list[dict[str, float]] = field(default_factory=list)
+    """Of every training step, if the chain reports its solves: their `summary`."""
+    plan: str = ""
+    """Why the chain was last solved as it was."""
 
 
 class Training:
@@ -88,6 +93,10 @@ class Training:
             seconds = time.perf_counter() - start
         self.history.losses.append(loss.item())
         self.history.seconds.append(seconds)
+        info = getattr(self.net.chain, "info", None)
+        if info is not None:
+            self.history.solves.append(summary(info))
+            self.history.plan = info.why
 
     def evaluate(self) -> None:
         """Test accuracy after the steps done so far."""

@@ -44,8 +44,9 @@ static void incoming_destroy(incoming *in) {
 
 static pullback_run run_on(const chain_case *c, const incoming *in, int want, const backend *at, mode m,
                            size_t cap) {
-    const pullback_input input = {in->states.data, in->end ? in->gz.data : NULL,
-                                  in->every ? in->gstates.data : NULL};
+    const pullback_input input = {.states = in->states.data,
+                                  .gz = in->end ? in->gz.data : NULL,
+                                  .gstates = in->every ? in->gstates.data : NULL};
     return pullback_run_create(c, input, want, at, m, (dpcr_plan){.segments = 1, .workspace_cap = cap});
 }
 

@@ -115,7 +115,7 @@ static gradients gradients_of(const problem *p, const double *states) {
         reference_backward(&p->c.exact, &pass, &none);
         return g;
     }
-    const pullback_input in = {states, p->gz.data, p->gstates.data};
+    const pullback_input in = {.states = states, .gz = p->gz.data, .gstates = p->gstates.data};
     pullback_run run =
         pullback_run_create(&p->c, in, WANT_Z0 | 63, p->at, MODE_ALONE, (dpcr_plan){.segments = 1});
     CHECK(run.status == DPCR_OK, "%s", dpcr_detail());
@@ -222,20 +222,20 @@ static void check_row(chain_row row, const backend *at) {
 
 /* Every kind of chain with every activation, both sets of parameters, all parameters or only the weights. */
 static void check_kinds(const backend *at) {
-    for (int k = 0; k < 4 * 2 * DPCR_ACTIVATIONS; k++) {
-        const dpcr_activation activation = (dpcr_activation)(k / 8);
+    for (int k = 0; k < CHAIN_FAMILIES * 2 * DPCR_ACTIVATIONS; k++) {
+        const dpcr_activation activation = (dpcr_activation)(k / (2 * CHAIN_FAMILIES));
         const double *p = k % 2 ? activation_other(activation) : activation_default(activation);
-        const int norm = k / 2 % 4 - 1; /* -1: mlp */
-        chain_row row = {.step = norm < 0 ? DPCR_MLP : DPCR_RESIDUAL,
+        const int family = k / 2 % CHAIN_FAMILIES;
+        chain_row row = {.step = chain_family_step(family),
                          .activation = activation,
                          .activation_parameter = {p[0], p[1]},
-                         .norm = norm < 0 ? DPCR_NO_NORM : (dpcr_norm)norm,
-                         .norm_eps = 1e-3,
+                         .norm = chain_family_norm(family),
+                         .norm_eps = 0.05,
                          .scale = k % 3 ? 0.7 : 1,
                          .L = 4,
                          .B = 3,
                          .w = 5,
-                         .h = norm < 0 ? 5 : 7,
+                         .h = chain_family_step(family) == DPCR_RESIDUAL ? 7 : 5,
                          .gain = 1,
                          .seed = (uint64_t)(1000 + k)};
         for (int i = 0; i < DPCR_PARAMETERS; i++)

@@ -85,11 +85,11 @@ static void check_backward(const chain_case *c, double bad, int64_t odd, const b
     double *gz0 = allocate((size_t)state * sizeof(double));
     const dpcr_plan plan = {.segments = 1};
     noise none = {.roundoff = 0};
-    pullback_run healthy =
-        pullback_run_create(c, (pullback_input){states.data, gz.data, NULL}, WANT_Z0, at, MODE_ALONE, plan);
+    pullback_run healthy = pullback_run_create(c, (pullback_input){.states = states.data, .gz = gz.data},
+                                               WANT_Z0, at, MODE_ALONE, plan);
     numbers_set(&gz, odd * w + w / 2, bad);
-    pullback_run run =
-        pullback_run_create(c, (pullback_input){states.data, gz.data, NULL}, WANT_Z0, at, MODE_POOL, plan);
+    pullback_run run = pullback_run_create(c, (pullback_input){.states = states.data, .gz = gz.data}, WANT_Z0,
+                                           at, MODE_POOL, plan);
     check_contract(run.status, run.short_status, run.intact);
     const dpcr_pullback pass = {.z0 = c->z0.value, .states = states.value, .gz = gz.value, .gz0 = gz0};
     reference_backward(&c->exact, &pass, &none);
@@ -111,7 +111,7 @@ static void check_bad_states(const chain_case *c, int64_t odd, const backend *at
     numbers gz = numbers_random(c->dtype, state, 0, 1, &random);
     double *gz0 = allocate((size_t)state * sizeof(double));
     const dpcr_plan plan = {.segments = 1};
-    const pullback_input in = {states.data, gz.data, NULL};
+    const pullback_input in = {.states = states.data, .gz = gz.data};
     noise none = {.roundoff = 0};
     pullback_run healthy = pullback_run_create(c, in, WANT_Z0, at, MODE_ALONE, plan);
     for (int64_t k = 0; k < STEPS * state; k++)
@@ -130,13 +130,13 @@ static void check_bad_states(const chain_case *c, int64_t odd, const backend *at
 
 /* ---- rows ----------------------------------------------------------------------------------- */
 
-static chain_row row_of(dpcr_activation activation, int norm, int k) {
+static chain_row row_of(dpcr_activation activation, int family, int k) {
     static const int64_t widths[] = {1, 4, 5, 16, 17}, hidden[] = {3, 16, 20};
     const double *p = k % 2 ? activation_other(activation) : activation_default(activation);
-    chain_row row = {.step = norm < 0 ? DPCR_MLP : DPCR_RESIDUAL,
+    chain_row row = {.step = chain_family_step(family),
                      .activation = activation,
                      .activation_parameter = {p[0], p[1]},
-                     .norm = norm < 0 ? DPCR_NO_NORM : (dpcr_norm)norm,
+                     .norm = chain_family_norm(family),
                      .norm_eps = 1e-5,
                      .scale = 0.5,
                      .L = STEPS,
@@ -144,7 +144,7 @@ static chain_row row_of(dpcr_activation activation, int norm, int k) {
                      .w = widths[k % 5],
                      .gain = 1,
                      .seed = (uint64_t)(7000 + k)};
-    row.h = norm < 0 ? row.w : hidden[k % 3];
+    row.h = row.step == DPCR_RESIDUAL ? hidden[k % 3] : row.w;
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (chain_row_has(&row, i)) row.present |= 1U << i;
     return row;
@@ -170,8 +170,8 @@ int main(void) {
     int count;
     const backend *list = backends(&count);
     for (int d = 0; d < count; d++)
-        for (int k = 0; k < 4 * DPCR_ACTIVATIONS && list[d].device; k++) {
-            const chain_row row = row_of((dpcr_activation)(k / 4), k % 4 - 1, k + d);
+        for (int k = 0; k < CHAIN_FAMILIES * DPCR_ACTIVATIONS && list[d].device; k++) {
+            const chain_row row = row_of((dpcr_activation)(k / CHAIN_FAMILIES), k % CHAIN_FAMILIES, k + d);
             check_row(&row, DPCR_F32, &list[d]);
             check_row(&row, DPCR_F64, &list[d]);
         }

@@ -19,7 +19,7 @@ enum { TRIES = 20 };
 
 static bool affordable(const chain_row *row) {
     const double pass =
-        (double)(row->L * row->B) * (double)(row->w * (row->h + 1)) * (row->step == DPCR_MLP ? 1 : 2);
+        (double)(row->L * row->B) * (double)(row->w * (row->h + 1)) * (row->step == DPCR_RESIDUAL ? 2 : 1);
     return pass * (double)row->w <= kCost;
 }
 

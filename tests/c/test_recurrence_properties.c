@@ -51,6 +51,7 @@ static recurrence_row row_of(dpcr_block block, bool transposed, int64_t L, int64
         .S = S,
         .spectrum = ORTHOGONAL,
         .layout = (int)rng_below(&random, IN_PLACE),
+        .mix = seed % 2 ? seed : 0,
         .seed = seed,
     };
 }

@@ -48,6 +48,8 @@ class Chain:
     gain: float = 1.0
     dtype: torch.dtype = torch.float64
     seed: int = 0
+    solver: dict[str, Any] = field(default_factory=dict)  # segments and so on
+    norm_eps: float | None = None
     tensors: list[Tensor | None] = field(init=False)  # input, then the parameters
 
     def __post_init__(self) -> None:
@@ -65,7 +67,7 @@ class Chain:
             return normal(L, size, scale=0.3) + mean if there else None
 
         z = normal(self.batch, w)
-        if self.kind == "mlp":
+        if self.kind != "residual":
             self.tensors = [z, matrix(w, w), vector(w, self.bias)]
             return
         weight1, bias1, weight2, bias2 = (
@@ -83,38 +85,51 @@ class Chain:
         return [tensor for tensor in self.tensors if tensor is not None]
 
     @property
+    def activation_parameters(self) -> tuple[float, ...]:
+        return ACTIVATIONS[self.activation]
+
+    @property
     def eps(self) -> float:
+        if self.norm_eps is not None:
+            return self.norm_eps
         if self.norm != "rms_norm":
             return 1e-5
         return torch.finfo(torch.float64 if self.dtype == torch.float64 else torch.float32).eps
 
-    def _all(self, present: Iterable[Tensor]) -> list[Tensor | None]:
+    @property
+    def options(self) -> list[Any]:
+        """Of the kind, as the raw operators and the references take them."""
+        options: list[Any] = [self.activation, list(self.activation_parameters)]
+        if self.kind == "residual":
+            options += [self.norm or "none", self.eps]
+        return options if self.kind == "mlp" else [*options, self.scale]
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        return getattr(reference, self.kind)
+
+    def all(self, present: Iterable[Tensor]) -> list[Tensor | None]:
+        """``tensors`` with other values."""
         values = iter(present)
         return [None if tensor is None else next(values) for tensor in self.tensors]
 
-    def run(self, *present: Tensor, return_states: bool = False) -> Any:
-        tensors = self._all(present or self.present)
+    def run(self, *present: Tensor, **more: Any) -> Any:
+        tensors = self.all(present or self.present)
         activation = (self.activation, *ACTIVATIONS[self.activation])
+        options = {"activation": activation, **self.solver, **more}
         if self.kind == "mlp":
-            return dpcr.mlp_chain(*tensors, activation=activation, return_states=return_states)
-        return dpcr.residual_chain(
-            *tensors,
-            activation=activation,
-            norm=self.norm,
-            scale=self.scale,
-            return_states=return_states,
-        )
+            return dpcr.mlp_chain(*tensors, **options)
+        if self.kind == "euler":
+            return dpcr.euler_chain(*tensors, scale=self.scale, **options)
+        options |= {"norm": self.norm, "norm_eps": self.norm_eps, "scale": self.scale}
+        return dpcr.residual_chain(*tensors, **options)
 
     def loop(self, *present: Tensor, return_states: bool = False) -> Any:
         """The reference, for inputs (..., w) too."""
-        z, *parameters = self._all(present or self.present)
+        z, *parameters = self.all(present or self.present)
         outer = z.shape[:-1]
-        options: list[Any] = [self.activation, ACTIVATIONS[self.activation]]
-        if self.kind == "residual":
-            options += [self.norm or "none", self.eps, self.scale]
-        function = reference.mlp if self.kind == "mlp" else reference.residual
         flat = z.reshape(math.prod(outer), self.width)
-        out, states = function(flat, *parameters, *options, True)
+        out, states = self.reference(flat, *parameters, *self.options, True)
         out = out.reshape(*outer, self.width)
         states = states.reshape(self.length, *outer, self.width)
         return (out, states) if return_states else out
@@ -122,14 +137,15 @@ class Chain:
     def elementary(self, *present: Tensor) -> Tensor:
         """The loop in elementary operations, which PyTorch differentiates rightly at any order: its
         third derivatives of layer_norm take mean and variance to be constants."""
-        z, *parameters = self._all(present or self.present)
+        z, *parameters = self.all(present or self.present)
         count = self.length
         steps = [[None] * count if p is None else p.unbind(0) for p in parameters]
         activation = (self.activation, ACTIVATIONS[self.activation])
-        if self.kind == "mlp":
+        if self.kind != "residual":
             for weight, bias in zip(*steps, strict=True):
                 u = z @ weight.T
-                z = _activations.apply(*activation, u if bias is None else u + bias)
+                a = _activations.apply(*activation, u if bias is None else u + bias)
+                z = a if self.kind == "mlp" else z + self.scale * a
             return z
         for weight1, bias1, weight2, bias2, gamma, beta in zip(*steps, strict=True):
             u = z - z.mean(-1, keepdim=True) if self.norm == "layer_norm" else z
@@ -155,6 +171,9 @@ class Chain:
             self.scale,
             self.gain,
             dtype,
+            self.seed,
+            solver=self.solver,
+            norm_eps=self.norm_eps,
         )
         other.tensors = [None if t is None else t.detach().to(dtype) for t in self.tensors]
         return other
@@ -170,12 +189,33 @@ SMALL_CHAINS = [
     Chain("mlp", 2, 3, 2, activation="gelu", bias=False),
     Chain("residual", 2, 2, 3, hidden=2, activation="silu", norm="layer_norm"),
     Chain("residual", 2, 2, 2, hidden=3, activation="softplus", norm="rms_norm", bias=False),
+    Chain("euler", 2, 3, 3, activation="silu"),
+    Chain("mlp", 5, 2, 3, activation="tanh", solver={"segments": 2, "memory": "recompute"}),
+    Chain("euler", 4, 2, 2, activation="tanh", bias=False, solver={"segments": 4}),
+    Chain("residual", 3, 2, 3, activation="silu", norm="layer_norm", solver={"segments": 3}),
 ]
+
+
+# For Newton: contracting, marginal, and chaotic, which takes a sweep for nearly every segment.
+EASY = Chain("mlp", 96, 3, 4, gain=0.8)
+MARGINAL = Chain("mlp", 96, 3, 4, gain=1.1)
+CHAOTIC = Chain("mlp", 128, 3, 8, gain=4.0)
+BLOCKS = Chain("residual", 96, 3, 4, hidden=5, activation="silu", norm="layer_norm", scale=0.05)
+
+
+def solve(chain: Chain, **options: Any) -> tuple[Tensor, Tensor, dpcr.ChainInfo]:
+    """z, states, info."""
+    return chain.run(return_states=True, return_info=True, **options)
+
+
+def all_are(status: Tensor, value: dpcr.Status) -> bool:
+    return bool((status == value).all())
 
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": lambda **o: dpcr.nn.MLPChain(4, 3, **o),
     "mlp-elu": lambda **o: dpcr.nn.MLPChain(4, 3, ("elu", 0.5), bias=False, **o),
+    "euler": lambda **o: dpcr.nn.EulerChain(4, 3, ("elu", 0.5), scale=0.3, **o),
     "residual": lambda **o: dpcr.nn.ResidualChain(4, 3, **o),
     "residual-layer_norm": lambda **o: dpcr.nn.ResidualChain(
         4, 3, hidden=5, activation=nn.LeakyReLU(0.3), norm="layer_norm", scale=0.3, **o
@@ -190,7 +230,8 @@ each_module = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def name_of(value: object) -> str | None:
     """Test ids."""
     if isinstance(value, Chain):
-        return f"{value.kind}-{value.activation}-{value.norm}"
+        solver = "".join(f"-{option}" for option in value.solver.values())
+        return f"{value.kind}-{value.activation}-{value.norm}{solver}"
     return None
 
 

@@ -15,7 +15,7 @@ SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[Healt
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
     sizes = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 33])
-    kind = draw(st.sampled_from(["mlp", "residual"]))
+    kind = draw(st.sampled_from(["mlp", "residual", "euler"]))
     return Chain(
         kind,
         length=draw(st.sampled_from([0, 1, 2, 3, 8, 31])),
@@ -71,7 +71,7 @@ def test_float32_is_as_accurate_as_the_loop(chain: Chain) -> None:
 
 @pytest.mark.parametrize("width", [16, 64, 100])
 @pytest.mark.parametrize("batch", [1, 33])
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
 def test_long_chains(kind: str, batch: int, width: int) -> None:
     norm = "layer_norm" if kind == "residual" else None
     chain = Chain(kind, 257, batch, width, norm=norm, scale=0.05, gain=0.9).to(torch.float32)
@@ -88,7 +88,7 @@ def test_long_chains(kind: str, batch: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("outer", [(), (0,), (2,), (2, 3), (2, 0, 3), (1, 1, 1)])
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
 def test_input_of_any_rank(kind: str, outer: tuple[int, ...]) -> None:
     chain = Chain(kind, 3, 1, 4, hidden=5)
     z = torch.randn(*outer, 4, dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_input_of_any_rank(kind: str, outer: tuple[int, ...]) -> None:
     assert_close(gradients(chain.run, inputs), gradients(chain.loop, inputs))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
 def test_strided_inputs_and_gradients(kind: str) -> None:
     """Transposed, expanded and sliced tensors mean their values, whatever their layout."""
     chain = Chain(kind, 3, 4, 4)
@@ -114,7 +114,7 @@ def test_strided_inputs_and_gradients(kind: str) -> None:
     chain.run(row, *parameters).sum().backward()  # an expanded gradient comes in
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
 def test_nothing_is_aliased(kind: str) -> None:
     for length in (0, 1, 3):
         chain = Chain(kind, length, 2, 4)
@@ -138,7 +138,7 @@ def test_no_steps(chain: Chain) -> None:
     assert all(g.shape == p.shape for g, p in zip(grads, chain.present, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
 def test_empty_batch_has_zero_parameter_gradients(kind: str) -> None:
     norm = "layer_norm" if kind == "residual" else None
     chain = Chain(kind, 3, 0, 4, norm=norm).require_grad()
@@ -161,7 +161,7 @@ def test_hidden_width_zero(norm: str | None) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
 def test_non_finite_samples_stay_alone(kind: str, activation: str, bad: float) -> None:
     norm = "layer_norm" if kind == "residual" else None
     chain = Chain(kind, 5, 6, 4, activation=activation, norm=norm)

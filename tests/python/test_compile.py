@@ -23,6 +23,7 @@ def networks() -> list[nn.Module]:
     return [
         dpcr.nn.MLPChain(5, 7, activation="gelu"),
         dpcr.nn.ResidualChain(5, 7, hidden=6, activation="silu", norm="layer_norm", scale=0.5),
+        dpcr.nn.MLPChain(5, 7, segments=3, memory="recompute"),
     ]
 
 
@@ -77,10 +78,10 @@ def test_graph_holds_one_operator(net: nn.Module) -> None:
     """One node whatever the depth; the states are kept only where a gradient may be asked for."""
     x = torch.randn(3, 5)
     (arguments,) = graph_calls(net, x)
-    assert arguments[-1] is True
+    assert arguments[-1] == net.solver.kept
     with torch.no_grad():
         (arguments,) = graph_calls(net, x)
-        assert arguments[-1] is False
+        assert arguments[-1] == "nothing"
 
 
 @each_network
@@ -127,6 +128,41 @@ def test_recurrence_info() -> None:
 
 
 @each_network
+def test_info(net: nn.Module) -> None:
+    x = torch.randn(3, 5)
+    compiled_net = compiled(net)
+    z, states, info = compiled_net(x, return_states=True, return_info=True)
+    expected = net(x, return_info=True)[1]
+    assert isinstance(info, dpcr.ChainInfo) and z.shape == (3, 5)
+    for ours, theirs in zip(info[:4], expected[:4], strict=True):
+        assert torch.equal(ours, theirs)
+    assert int(info.levels) == expected.levels and info.plan.segments == expected.plan.segments
+    assert info.plan.threads == 0  # of whom runs it, which tracing does not know
+    assert_close(compiled_net(x, warm_start=states), net(x, warm_start=states))
+
+
+def test_function_with_dynamic_sizes() -> None:
+    """Number of steps, samples and, with "recompute", of checkpoints."""
+
+    def function(x: Tensor, weight: Tensor) -> Any:
+        options = {"memory": "recompute", "return_info": True}
+        one, info = dpcr.mlp_chain(x, weight, **options)
+        two, more = dpcr.mlp_chain(x, weight, segments=3, **options)
+        return one + two, info.sweeps, more.sweeps
+
+    dynamic = compiled(function, dynamic=True)
+    for length, batch in ((9, 4), (9, 6), (5, 2)):
+        leaves = [torch.randn(batch, 5), torch.randn(length, 5, 5) / 3]
+        results = []
+        for f in (dynamic, function):
+            inputs = [t.clone().requires_grad_() for t in leaves]
+            z, *sweeps = f(*inputs)
+            results.append([z, *torch.autograd.grad(z.square().sum(), inputs), *sweeps])
+        assert_close(results[0][:3], results[1][:3])
+        assert all(map(torch.equal, results[0][3:], results[1][3:]))
+
+
+@each_network
 def test_vmap_inside(net: nn.Module) -> None:
     x = torch.randn(4, 3, 5)
     assert_close(compiled(vmap(net))(x), net(x))
@@ -165,6 +201,16 @@ def test_refused_derivatives_name_the_reason(net: nn.Module) -> None:
     (gradient,) = torch.autograd.grad(compiled(net)(leaf).sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("policy", ["warn", "raise"])
+def test_nobody_watches_a_compiled_chain(policy: str) -> None:
+    x = torch.randn(3, 5)
+    net = dpcr.nn.MLPChain(5, 7, segments=3, on_unconverged=policy)
+    with pytest.raises(Exception, match=f'on_unconverged="{policy}" is not supported under torch'):
+        compiled(net)(x)
+    one = dpcr.nn.MLPChain(5, 7, segments=1, on_unconverged=policy)  # nothing can go wrong
+    assert_close(compiled(one)(x), one(x))
 
 
 @each_network
@@ -206,7 +252,7 @@ def test_export(net: nn.Module, strict: bool, tmp_path: Path) -> None:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(net, (torch.randn(4, 5),), dynamic_shapes=shapes, strict=strict)
     calls = [n for n in program.graph.nodes if getattr(n.target, "namespace", "") == "deeppcr"]
-    assert len(calls) == 1 and calls[0].args[-1] is False  # no states: a graph for inference
+    assert len(calls) == 1 and calls[0].args[-1] == "nothing"  # no states: a graph for inference
     torch.export.save(program, tmp_path / "net.pt2")
     module = torch.export.load(tmp_path / "net.pt2").module()
     leaves = [torch.randn(9, 5, requires_grad=True), *net.parameters()]

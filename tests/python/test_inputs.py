@@ -161,6 +161,7 @@ def block(*values: Any, **options: Any) -> Any:
 
 
 R = torch.randn(5, 3, 2)  # (L,B,w)
+S = torch.randn(3, 2, 4)
 BAD = [
     # tensors
     (mlp(None, W), TypeError, "input must be a tensor, got NoneType"),
@@ -237,8 +238,15 @@ BAD = [
     (recurrence(R, R, segments=-1), ValueError, "segments must be in"),
     (recurrence(R, R, segments=2.0), TypeError, 'segments must be "auto" or an int, got 2.0'),
     (recurrence(R, R, segments=True), TypeError, "segments must be"),
-    (recurrence(R, R, segments="many"), TypeError, 'segments must be "auto" or an int'),
+    (recurrence(R, R, segments="many"), ValueError, 'segments must be "auto" or an int'),
     (recurrence(R[:0], R[:0], segments=0), ValueError, "segments must be in"),
+    # warm_start, of states (3, 2, 4)
+    (mlp(Z, W, warm_start=0.0), TypeError, "warm_start must be a tensor, got float"),
+    (mlp(Z, W, warm_start=S.double()), TypeError, "warm_start must have the dtype of input"),
+    (mlp(Z, W, warm_start=S.to("meta")), ValueError, "warm_start must be on the device of input"),
+    (mlp(Z, W, warm_start=S[:2]), ValueError, r"warm_start .* \(3, 2, 4\), got \(2, 2, 4\)"),
+    (mlp(Z, W, warm_start=S[:, 0]), ValueError, r"warm_start .* \(3, 2, 4\), got \(3, 4\)"),
+    (mlp(Z[0], W, warm_start=S), ValueError, r"warm_start .* \(3, 4\), got \(3, 2, 4\)"),
     # modules
     (lambda: dpcr.nn.MLPChain(-1, 2), ValueError, "width must be at least 0, got -1"),
     (lambda: dpcr.nn.MLPChain(2, -1), ValueError, "depth must be at least 0, got -1"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from cases import assert_close, each_module
+from cases import Spy, assert_close, each_module
 from torch import nn
 from torch.func import functional_call
 
@@ -25,9 +25,9 @@ import torch_deeppcr as dpcr
 @each_module
 def test_layers_share_the_storage(make: Callable[..., nn.Module]) -> None:
     chain = make()
-    state = torch.get_rng_state()
+    drawn = torch.get_rng_state()
     layers = chain.layers()
-    assert torch.equal(torch.get_rng_state(), state)  # nothing drawn
+    assert torch.equal(torch.get_rng_state(), drawn)  # nothing drawn
     assert len(layers) == 3
     stacked = {p.untyped_storage().data_ptr() for p in chain.parameters()}
     for layer in layers:
@@ -43,10 +43,11 @@ def test_layers_share_the_storage(make: Callable[..., nn.Module]) -> None:
     x = torch.randn(2, 4)
     expected = x
     for layer in layers:
-        expected = layer(expected)
+        state, expected = expected, layer(expected)
         if isinstance(layer, nn.Linear):
-            activation = chain.activation
-            expected = dpcr._activations.apply(*activation, expected)
+            expected = dpcr._activations.apply(*chain.activation, expected)
+        if isinstance(chain, dpcr.nn.EulerChain):
+            expected = state + chain.scale * expected
     assert_close(chain(x), expected)
 
 
@@ -211,6 +212,69 @@ def test_extra_repr() -> None:
         "ResidualChain(width=4, depth=3, hidden=4, activation=relu, norm=rms_norm, scale=0.25, "
         "bias=True, norm_eps=0.001)"
     )
+    chain = dpcr.nn.MLPChain(4, 3, segments=2, jacobian="zero", rtol=1e-3, memory="recompute")
+    assert repr(chain) == (
+        "MLPChain(width=4, depth=3, activation=tanh, bias=True, segments=2, jacobian=zero, "
+        "rtol=0.001, memory=recompute)"
+    )
+    assert repr(dpcr.nn.ResidualChain(4, 3, segments=3)).endswith("bias=True, segments=3)")
+
+
+SOLVER: dict[str, Any] = {
+    "segments": 3,
+    "jacobian": "identity",
+    "refresh": "always",
+    "rtol": 1e-3,
+    "atol": 1e-5,
+    "max_sweeps": 7,
+    "on_unconverged": "ignore",
+    "memory": "recompute",
+}
+
+
+@each_module
+def test_solver_options_reach_the_operator(make: Callable[..., nn.Module]) -> None:
+    """From the constructor, and from copies and files of the module."""
+    chain = make(**SOLVER)
+    assert all(f"{name}={value}" in repr(chain) for name, value in SOLVER.items())
+    x = torch.randn(2, 4)
+    kind = type(chain)
+    plain = chain.to_sequential()
+    for twin in (
+        chain,
+        copy.deepcopy(chain),
+        pickle.loads(pickle.dumps(chain)),
+        chain.double().float(),
+        kind.from_sequential(plain, **SOLVER),
+    ):
+        with Spy() as spy:
+            _, info = twin(x, return_info=True)
+            twin(x).sum().backward()
+        (forward, _, backward) = (arguments for _, arguments in spy.calls)
+        raw = (3, "identity", "always", 1e-3, 1e-5, 7, False)
+        assert forward[-8:] == (*raw, "checkpoints") and backward[-9:-2] == raw
+        assert {name: getattr(info.plan, name) for name in SOLVER} == SOLVER
+    assert make().state_dict().keys() == chain.state_dict().keys()
+    assert "segments" not in repr(kind.from_sequential(plain))
+
+
+@each_module
+def test_newton_is_the_module(make: Callable[..., nn.Module]) -> None:
+    """Same parameters, same result, same gradients, whatever the segments."""
+    plain = make(dtype=torch.float64)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    expected = plain(x)
+    gradients = torch.autograd.grad(expected.square().sum(), list(plain.parameters()))
+    for segments in (2, 3):
+        for memory in ("states", "recompute"):
+            chain = make(dtype=torch.float64, segments=segments, memory=memory)
+            chain.load_state_dict(plain.state_dict())
+            z, states, info = chain(x, return_states=True, return_info=True)
+            assert_close(z, expected)
+            assert torch.equal(states[-1], z) and info.sweeps.shape == (5,)
+            assert_close(chain(x, warm_start=states), expected)
+            ours = torch.autograd.grad(chain(x).square().sum(), list(chain.parameters()))
+            assert_close(list(ours), list(gradients))
 
 
 def test_options_reach_the_operator() -> None:

@@ -24,25 +24,37 @@ def test_the_native_library_is_loaded() -> None:
     assert dpcr.native_available()
 
 
-CHAIN = (
-    "Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? norm_weight, "
-    "Tensor? norm_bias, str activation, float[] activation_parameters, str norm, float norm_eps, "
-    "float scale"
+SOLVER = (
+    "SymInt segments, str jacobian, str refresh, float rtol, float atol, int max_sweeps, "
+    "bool finish, str keep"
 )
-MLP = "Tensor weight, Tensor? bias, str activation, float[] activation_parameters"
+ACTIVATION = "str activation, float[] activation_parameters"
+MLP = "Tensor weight, Tensor? bias"
+RESIDUAL = (
+    "Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? norm_weight, "
+    "Tensor? norm_bias"
+)
+NORM = "str norm, float norm_eps, float scale"
+CHAIN_OUTPUTS = "(Tensor z, Tensor states, Tensor info)"
+INCOMING = "Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept"
 SCHEMAS = {
     "linear_recurrence": "Tensor? A, Tensor b, Tensor? x0, str blocks, bool reverse, "
     "SymInt segments) -> (Tensor x, Tensor info)",
     "linear_recurrence_backward": "Tensor gx, Tensor? A, Tensor? x0, Tensor x, str blocks, "
     "bool reverse, SymInt segments, bool need_A, bool need_x0) -> "
     "(Tensor gA, Tensor gb, Tensor gx0)",
-    "mlp": f"Tensor z0, {MLP}, bool save_states) -> (Tensor z, Tensor states)",
-    "mlp_backward": f"Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, {MLP}, "
-    "bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias)",
-    "residual": f"Tensor z0, {CHAIN}, bool save_states) -> (Tensor z, Tensor states)",
-    "residual_backward": f"Tensor? gz, Tensor? gstates, Tensor z0, Tensor states, {CHAIN}, "
+    "mlp": f"Tensor z0, {MLP}, Tensor? guess, {ACTIVATION}, {SOLVER}) -> {CHAIN_OUTPUTS}",
+    "mlp_backward": f"{INCOMING}, {MLP}, {ACTIVATION}, {SOLVER}, bool[] needs) -> "
+    "(Tensor gz0, Tensor gweight, Tensor gbias, Tensor info)",
+    "euler": f"Tensor z0, {MLP}, Tensor? guess, {ACTIVATION}, float scale, {SOLVER}) -> "
+    f"{CHAIN_OUTPUTS}",
+    "euler_backward": f"{INCOMING}, {MLP}, {ACTIVATION}, float scale, {SOLVER}, bool[] needs) -> "
+    "(Tensor gz0, Tensor gweight, Tensor gbias, Tensor info)",
+    "residual": f"Tensor z0, {RESIDUAL}, Tensor? guess, {ACTIVATION}, {NORM}, {SOLVER}) -> "
+    f"{CHAIN_OUTPUTS}",
+    "residual_backward": f"{INCOMING}, {RESIDUAL}, {ACTIVATION}, {NORM}, {SOLVER}, "
     "bool[] needs) -> (Tensor gz0, Tensor gweight1, Tensor gbias1, Tensor gweight2, Tensor gbias2, "
-    "Tensor gnorm_weight, Tensor gnorm_bias)",
+    "Tensor gnorm_weight, Tensor gnorm_bias, Tensor info)",
 }
 
 
@@ -51,6 +63,10 @@ def test_schema(name: str) -> None:
     """Graphs that were exported earlier hold on to these."""
     assert str(getattr(ops, name).default._schema) == f"deeppcr::{name}({SCHEMAS[name]}"
 
+
+# Solver options of the operators, without keep.
+WALK = (1, "dense", "adaptive", 1e-6, 0.0, -1, True)
+NEWTON = (2, "dense", "always", 1e-12, 0.0, 10, True)
 
 # ---- activations --------------------------------------------------------------------------------
 
@@ -89,7 +105,7 @@ def test_activation_and_derivative(name: str, default: bool, dtype: torch.dtype)
     # In float64: PyTorch's vectorised float32 gelu(inf) is NaN, its scalar one is inf.
     expected = TORCH_FUNCTIONS[name](u.double(), *resolved.parameters).to(dtype)
     one = torch.ones(1, 1, 1, dtype=dtype)
-    actual, _ = ops.mlp(u, one, None, name, resolved.parameters, True)
+    actual, *_ = ops.mlp(u, one, None, None, name, resolved.parameters, *WALK, "states")
     tolerance = {torch.float32: 2e-6, F64: 1e-14}[dtype]
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     ours, loop = (torch.autograd.grad(y.sum(), u)[0][:-3] for y in (actual, expected))
@@ -103,7 +119,8 @@ def test_subgradients_at_zero_are_those_of_pytorch() -> None:
     zero = torch.zeros(1, 1, requires_grad=True)
     for name in _activations.ACTIVATIONS:
         parameters = _activations.resolve(name).parameters
-        ours, _ = ops.mlp(zero, torch.ones(1, 1, 1), None, name, parameters, True)
+        one = torch.ones(1, 1, 1)
+        ours, *_ = ops.mlp(zero, one, None, None, name, parameters, *WALK, "states")
         loop = TORCH_FUNCTIONS[name](zero, *parameters)
         left, right = (torch.autograd.grad(y.sum(), zero)[0] for y in (ours, loop))
         torch.testing.assert_close(left, right, msg=name)
@@ -112,20 +129,21 @@ def test_subgradients_at_zero_are_those_of_pytorch() -> None:
 # ---- registrations ------------------------------------------------------------------------------
 
 
-def chain_arguments(chain: Chain) -> tuple[Any, ...]:
-    """Of the forward operator, without save_states."""
-    options: tuple[Any, ...] = (chain.activation, list(ACTIVATIONS[chain.activation]))
-    if chain.kind == "residual":
-        options += (chain.norm or "none", chain.eps, chain.scale)
-    return (*chain.tensors, *options)
+def chain_arguments(chain: Chain, solver: tuple[Any, ...] = WALK) -> tuple[Any, ...]:
+    """Of the forward operator, without keep."""
+    return (*chain.tensors, None, *chain.options, *solver)
 
 
-def backward_arguments(chain: Chain) -> tuple[Any, ...]:
-    arguments = chain_arguments(chain)
-    states = getattr(ops, chain.kind)(*arguments, True)[1]
-    z0, *rest = arguments
+def backward_arguments(
+    chain: Chain, solver: tuple[Any, ...] = WALK, keep: str = "states"
+) -> tuple[Any, ...]:
+    arguments = chain_arguments(chain, solver)
+    kept = getattr(ops, chain.kind)(*arguments, keep)[1]
+    z0, *parameters = arguments[: len(chain.tensors)]
+    options = arguments[len(chain.tensors) + 1 :]
     needs = [tensor is not None for tensor in chain.tensors]
-    return (torch.randn_like(z0), torch.randn_like(states), z0, states, *rest, needs)
+    gstates = torch.randn(chain.length, *z0.shape, dtype=z0.dtype)
+    return (torch.randn_like(z0), gstates, z0, kept, *parameters, *options, keep, needs)
 
 
 def recording(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -135,14 +153,22 @@ def recording(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("chain", SMALL_CHAINS, ids=name_of)
-def test_opcheck_chain(chain: Chain, recorded: bool) -> None:
-    for save in (True, False):
-        arguments = (*chain_arguments(chain), save)
-        opcheck(getattr(ops, chain.kind).default, recording(arguments) if recorded else arguments)
-    arguments = backward_arguments(chain)
+@pytest.mark.parametrize("solver", [WALK, NEWTON], ids=["walk", "newton"])
+@pytest.mark.parametrize("chain", SMALL_CHAINS[:4], ids=name_of)
+def test_opcheck_chain(chain: Chain, solver: tuple[Any, ...], recorded: bool) -> None:
+    mark = recording if recorded else tuple
+    forward = getattr(ops, chain.kind).default
+    for keep in ("nothing", "states", "checkpoints"):
+        arguments = [*chain_arguments(chain, solver), keep]
+        opcheck(forward, mark(arguments))
+    arguments[len(chain.tensors)] = torch.randn(
+        chain.length, *chain.present[0].shape, dtype=chain.dtype
+    )
+    opcheck(forward, tuple(arguments))
     backward = getattr(ops, f"{chain.kind}_backward").default
-    opcheck(backward, recording(arguments) if recorded else arguments)
+    for keep in ("states", "checkpoints"):
+        opcheck(backward, mark(backward_arguments(chain, solver, keep)))
+    arguments = backward_arguments(chain, solver)
     some = [False] * len(arguments[-1])
     opcheck(backward, (None, *arguments[1:-1], [True, *some[1:]]))
     opcheck(backward, (arguments[0], None, *arguments[2:-1], some))
@@ -165,16 +191,16 @@ def test_opcheck_recurrence(blocks: str, recorded: bool) -> None:
         opcheck(ops.linear_recurrence_backward.default, arguments)
 
 
-@pytest.mark.parametrize("save", [True, False])
-@pytest.mark.parametrize("chain", SMALL_CHAINS, ids=name_of)
-def test_direct_calls_are_differentiable(chain: Chain, save: bool) -> None:
+@pytest.mark.parametrize("keep", ["nothing", "states", "checkpoints"])
+@pytest.mark.parametrize("chain", SMALL_CHAINS[:4], ids=name_of)
+def test_direct_calls_are_differentiable(chain: Chain, keep: str) -> None:
     """Twice, and without the states too: backward then recomputes them."""
     leaves = [t.clone().requires_grad_() for t in chain.present]
     copy = Chain(chain.kind, chain.length, chain.batch, chain.width, chain.hidden)
     copy.activation, copy.norm, copy.scale = chain.activation, chain.norm, chain.scale
     given = iter(leaves)
     copy.tensors = [None if t is None else next(given) for t in chain.tensors]
-    z, _ = getattr(ops, chain.kind)(*chain_arguments(copy), save)
+    z, *_ = getattr(ops, chain.kind)(*chain_arguments(copy, NEWTON), keep)
     results = []
     for value in (z, chain.loop(*leaves)):
         first = torch.autograd.grad(value.square().sum(), leaves, create_graph=True)
@@ -199,16 +225,22 @@ def test_direct_calls_of_the_recurrence_are_differentiable() -> None:
 
 def test_direct_calls_under_vmap() -> None:
     chain = Chain("mlp", 3, 2, 4)
-    z, *rest = chain_arguments(chain)
+    rest = chain_arguments(chain, NEWTON)[1:]
     many = torch.randn(5, 2, 4, dtype=F64)
-    out = torch.vmap(lambda z: ops.mlp(z, *rest, False)[0])(many)
+    out, states, info = torch.vmap(lambda z: ops.mlp(z, *rest, "states"))(many)
     assert_close(out, torch.stack([chain.loop(z, *chain.present[1:]) for z in many]))
-    needs = [True, True, True]
+    assert states.shape == (5, 3, 2, 4) and info.shape == (5, 6, 2)
+    guess = torch.randn(5, 3, 2, 4, dtype=F64)
+    guessed = torch.vmap(lambda z, g: ops.mlp(z, *rest[:2], g, *rest[3:], "nothing")[0])
+    assert_close(guessed(many, guess), out)
+    arguments = backward_arguments(chain, NEWTON)
     gz = torch.randn(5, 2, 4, dtype=F64)
-    states = ops.mlp(z, *rest, True)[1]
-    mapped = torch.vmap(lambda g: ops.mlp_backward(g, None, z, states, *rest, needs))(gz)
-    one = [ops.mlp_backward(g, None, z, states, *rest, needs) for g in gz]
-    assert_close(mapped, tuple(torch.stack(column) for column in zip(*one, strict=True)))
+    for needs in ([True] * 3, [True, False, False]):
+        call = (*arguments[2:-1], needs)
+        mapped = torch.vmap(lambda g, a=call: ops.mlp_backward(g, None, *a))(gz)
+        one = [ops.mlp_backward(g, None, *call) for g in gz]
+        stacked = tuple(torch.stack(column) for column in zip(*one, strict=True))
+        assert_close(mapped, stacked)
     b = torch.randn(5, 6, 2, 3, dtype=F64)
     x = torch.vmap(lambda b: ops.linear_recurrence(None, b, None, "identity", False, 1)[0])(b)
     assert_close(x, b.cumsum(1))
@@ -218,46 +250,68 @@ def test_direct_calls_do_not_drop_tangents() -> None:
     """Forward mode is for the functions; the operators refuse it rather than give zero."""
     z, *rest = chain_arguments(Chain("mlp", 3, 2, 4))
     with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(lambda z: ops.mlp(z, *rest, False)[0], (z,), (z,))
+        torch.func.jvp(lambda z: ops.mlp(z, *rest, "nothing")[0], (z,), (z,))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(z, z)
         with pytest.raises(NotImplementedError, match="forward-mode"):
-            ops.mlp(dual, *rest, False)
-        ops.mlp(z, *rest, False)  # no tangent, nothing to drop
+            ops.mlp(dual, *rest, "nothing")
+        ops.mlp(z, *rest, "nothing")  # no tangent, nothing to drop
 
 
 def test_direct_calls_under_autocast() -> None:
     chain = Chain("mlp", 3, 2, 4).to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        z, states = ops.mlp(*chain_arguments(chain), True)
+        z, states, info = ops.mlp(*chain_arguments(chain), "states")
         x, _ = ops.linear_recurrence(None, states, None, "identity", False, 1)
-    assert z.dtype == states.dtype == x.dtype == torch.float32
+    assert z.dtype == states.dtype == x.dtype == torch.float32 and info.dtype == F64
     assert_close(z, chain.to(torch.float32).loop())
 
 
 # ---- bad arguments, checked in the kernel and in the fake kernel --------------------------------
 
 z, W, b = torch.randn(2, 4), torch.randn(3, 4, 4), torch.randn(3, 4)
+GOOD_MLP = {
+    **{"z0": z, "weight": W, "bias": b, "guess": None},
+    **{"activation": "tanh", "activation_parameters": []},
+    **{"segments": 2, "jacobian": "dense", "refresh": "adaptive", "rtol": 1e-6, "atol": 0.0},
+    **{"max_sweeps": -1, "finish": True, "keep": "nothing"},
+}
+NAN = float("nan")
 BAD_MLP = [
-    ((z[0], W, b, "tanh", [], False), "z0 must have"),
-    ((z, W[:, :3], b, "tanh", [], False), "weight must have shape"),
-    ((z, W, b[:2], "tanh", [], False), "bias must have shape"),
-    ((z, W.double(), b, "tanh", [], False), "dtype"),
-    ((z.half(), W.half(), b.half(), "tanh", [], False), "float32 or float64"),
-    ((z.int(), W.int(), b.int(), "tanh", [], False), "float32 or float64"),
-    ((z, W, b, "swish", [], False), "activation"),
-    ((z, W, b, "tanh", [1.0], False), "activation_parameters must hold 0"),
-    ((z, W, b, "softplus", [1.0], False), "activation_parameters must hold 2"),
+    ({"z0": z[0]}, "z0 must have"),
+    ({"weight": W[:, :3]}, "weight must have shape"),
+    ({"bias": b[:2]}, "bias must have shape"),
+    ({"weight": W.double()}, "dtype"),
+    ({"z0": z.half(), "weight": W.half(), "bias": b.half()}, "float32 or float64"),
+    ({"z0": z.int(), "weight": W.int(), "bias": b.int()}, "float32 or float64"),
+    ({"activation": "swish"}, "activation"),
+    ({"activation_parameters": [1.0]}, "activation_parameters must hold 0"),
+    ({"activation": "softplus", "activation_parameters": [1.0]}, "must hold 2"),
+    ({"guess": torch.randn(2, 2, 4)}, "guess must have shape"),
+    ({"guess": torch.randn(3, 2, 4).double()}, "guess must have the dtype"),
+    ({"segments": 0}, "segments"),
+    ({"segments": 4}, "segments"),
+    ({"jacobian": "diagonal"}, "jacobian must be one of 'dense', 'identity', 'zero'"),
+    ({"refresh": "never"}, "refresh must be one of 'adaptive', 'always'"),
+    *(({"rtol": rtol}, "rtol") for rtol in (0.0, -1.0, NAN, float("inf"))),
+    *(({"atol": atol}, "atol") for atol in (-1.0, NAN, float("inf"))),
+    ({"keep": "everything"}, "keep must be one of 'nothing', 'states', 'checkpoints'"),
 ]
 
 
 @pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize(("arguments", "message"), BAD_MLP)
-def test_bad_arguments(arguments: tuple[Any, ...], message: str, meta: bool) -> None:
+def test_bad_arguments(arguments: dict[str, Any], message: str, meta: bool) -> None:
+    given = {**GOOD_MLP, **arguments}
     if meta:
-        arguments = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in arguments)
+        given = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in given.items()}
     with pytest.raises((ValueError, TypeError), match=message):
-        ops.mlp(*arguments)
+        ops.mlp(*given.values())
+
+
+def test_good_arguments() -> None:
+    """What the bad ones are changes of."""
+    assert ops.mlp(*GOOD_MLP.values())[0].shape == (2, 4)
 
 
 c = torch.randn(5, 3, 2)
@@ -283,16 +337,21 @@ def test_bad_recurrence(arguments: tuple[Any, ...], message: str, meta: bool) ->
 
 
 def test_bad_backward_arguments() -> None:
-    rest = (W, b, "tanh", [])
     states = torch.randn(3, 2, 4)
     for device in ("cpu", "meta"):
-        move = [t.to(device) for t in (z, states, W, b)]
-        rest = (*move[2:], "tanh", [])
-        for gz, gstates, kept, needs in (
-            (move[0][:1], None, move[1], [True] * 3),
-            (None, move[1][:2], move[1], [True] * 3),
-            (move[0], None, move[1][:2], [True] * 3),
-            (move[0], None, move[1], [True] * 2),
+        z0, kept, *rest = (t.to(device) for t in (z, states, W, b))
+        rest += ["tanh", []]
+        good = (z0, None, z0, kept, *rest, *NEWTON, "states", [True] * 3)
+        ops.mlp_backward(*good)
+        for index, bad, message in (
+            (0, z0[:1], "gz must have shape"),
+            (1, kept[:2], "gstates must have shape"),
+            (3, kept[:2], "kept must have shape"),
+            (-2, "checkpoints", "kept must have shape"),
+            (-2, "nothing", "keep must be"),
+            (-1, [True] * 2, "needs must hold|shorter|longer|argument"),
         ):
-            with pytest.raises((ValueError, TypeError)):
-                ops.mlp_backward(gz, gstates, move[0], kept, *rest, needs)
+            arguments = list(good)
+            arguments[index] = bad
+            with pytest.raises((ValueError, TypeError), match=message):
+                ops.mlp_backward(*arguments)

@@ -108,7 +108,7 @@ def test_transposed_blocks_are_not_copied() -> None:
     expected = dpcr.linear_recurrence(A.mT.contiguous(), b, x0)
     results = []
     assert not copies(lambda: results.append(dpcr.linear_recurrence(A.mT, b, x0)))
-    assert torch.equal(results[0], expected)
+    assert_close(results[0], expected)  # rows and columns may be added up in another order
     assert copies(lambda: A.mT.contiguous())  # the probe sees copies
 
 

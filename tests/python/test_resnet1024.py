@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 import torch
 
+import torch_deeppcr as dpcr
+
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "resnet1024"
 sys.path.insert(0, str(DEMO))
 
@@ -30,11 +32,15 @@ from contenders import CONTENDERS, chosen  # noqa: E402
 from data import DataError, load, order, read_idx, split  # noqa: E402
 from memory import PeakMemory  # noqa: E402
 from options import Options, parse  # noqa: E402
+from probe import STOPS, probe  # noqa: E402
 from result import Result  # noqa: E402
 from training import CheckpointError, History, Training, learning_rate  # noqa: E402
 
 METHODS = list(CONTENDERS)
-SAME_NETWORK = ["pytorch", "reordered", "compiled", "deeppcr"]
+SAME_NETWORK = ["pytorch", "reordered", "compiled", "deeppcr", "auto", "paper"]
+NATIVE = pytest.mark.skipif(
+    not dpcr.native_available(), reason="without the native library all is PyTorch's loop"
+)
 TRAIN, TEST, PIXELS = 100, 30, 5
 
 
@@ -202,13 +208,16 @@ def test_all_train_the_same_network_from_the_same_start(folder, norm, cheap_comp
     assert losses["shallow"] != pytest.approx(losses["pytorch"], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["pytorch", "reordered", "compiled", "shallow"])
+@pytest.mark.parametrize("name", ["pytorch", "reordered", "compiled", "auto", "paper", "shallow"])
 def test_initial_parameters_are_those_of_the_chain(folder, name, cheap_compiler):
     options = tiny(folder)
     its, chain = (CONTENDERS[n].build(options, 7, 10).chain for n in (name, "deeppcr"))
     if name == "compiled":
         its = its.parameters_of_blocks
         stacked = {n: its[n] for n in dict(chain.named_parameters())}
+    elif name in ("auto", "paper"):
+        stacked = dict(its.named_parameters())
+        assert list(stacked) == [n for n, _ in chain.named_parameters()]
     elif name == "shallow":
         stacked = dict(its.named_parameters())
         chain = CONTENDERS["deeppcr"].build(tiny(folder, depth=2), 7, 10).chain
@@ -274,14 +283,85 @@ def test_a_recompilation_during_the_training_is_an_error(folder, cheap_compiler)
 def test_the_slow_ones_stop_earlier():
     options = Options(slow_steps=50)
     last = {name: contender.last_step(options, 200) for name, contender in CONTENDERS.items()}
-    assert last == {"pytorch": 50, "reordered": 20, "compiled": 200, "deeppcr": 200, "shallow": 200}
+    slow = {"pytorch": 50, "reordered": 20, "paper": 5}
+    assert last == {"compiled": 200, "deeppcr": 200, "auto": 200, "shallow": 200, **slow}
     assert CONTENDERS["pytorch"].last_step(options, 30) == 30
+    assert CONTENDERS["paper"].last_step(options, 30) == 3
+    assert CONTENDERS["paper"].last_step(options, 1) == 1
 
 
 def test_methods_are_chosen_in_the_order_of_the_registry():
     names = [c.name for c in chosen(Options(method=("deeppcr", "pytorch")))]
     assert names == ["pytorch", "deeppcr"]
     assert [c.name for c in chosen(Options())] == list(CONTENDERS)
+
+
+# ---- the paper's method and the plan ------------------------------------------------------------
+
+
+@NATIVE
+def test_the_papers_method_is_newton_with_every_block_a_segment(folder):
+    options = tiny(folder)
+    training = trained("paper", options, 3)
+    plan = training.net.chain.info.plan
+    assert (plan.segments, plan.jacobian, plan.refresh) == (6, "dense", "always")
+    solves = training.history.solves
+    assert len(solves) == 3 and all(solve["levels"] == 3 for solve in solves)
+    for solve in solves:
+        assert solve["sweeps"] <= solve["most_sweeps"] <= 6 and solve["unconverged"] == 0
+        # Every sweep has tangents, but for the final walk.
+        assert solve["tangent_sweeps"] == pytest.approx(solve["mean_sweeps"] - 1)
+        assert solve["tangent_sweeps"] >= 1
+
+
+@NATIVE
+def test_auto_says_what_it_planned_and_one_segment_is_the_loop(folder):
+    options = tiny(folder)
+    training = trained("auto", options, 2)
+    loop = 4 * 4 * 5 * 6 * 8  # per sample two products of width x hidden; blocks; samples
+    assert training.history.plan.startswith("segments=1: ")
+    assert [(s["sweeps"], s["flops"]) for s in training.history.solves] == [(1, loop)] * 2
+    assert training.history.losses == trained("deeppcr", options, 2).history.losses
+    assert trained("deeppcr", options, 1).history.solves == []
+
+
+@pytest.mark.parametrize("name", ["auto", "paper"])
+def test_accuracies_come_from_walking_with_the_trained_parameters(folder, name):
+    training = trained(name, tiny(folder), 5)
+    before = training.net.chain.info
+    training.evaluate()
+    assert training.net.chain.info is before
+    walking = CONTENDERS["deeppcr"].build(tiny(folder, seed=1), PIXELS * PIXELS, 10)
+    walking.load_state_dict(training.net.state_dict())
+    images = training.data.normalise(training.data.test_x)
+    with torch.no_grad():
+        assert torch.equal(training.net(images), walking(images))
+
+
+@NATIVE
+def test_the_probe_follows_the_training_and_a_warm_start_pays_where_little_moves(folder):
+    still = tiny(folder, steps=20, lr=1e-12)
+    stops = probe(still, load(still))
+    assert list(stops) == sorted(stops) and {0, 20} <= set(stops)
+    assert len(stops) == STOPS + 1
+    assert "warm" not in stops[0]
+    for stop in list(stops.values())[1:]:
+        assert stop["warm"]["mean_sweeps"] < stop["cold"]["mean_sweeps"]
+        assert stop["adaptive"]["tangent_sweeps"] < stop["cold"]["tangent_sweeps"]
+    moving = tiny(folder, steps=20, lr=0.3)
+    assert probe(moving, load(moving))[20]["warm"] != stops[20]["warm"]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 6, 64, 100])
+def test_products_of_cyclic_reduction_as_published(depth):
+    pytest.importorskip("matplotlib", reason="the report draws")
+    from report import more_products
+
+    products, distance = 0, 1
+    while distance < depth:  # every block that still has a predecessor is multiplied by it
+        products += sum(1 for block in range(depth) if block >= distance)
+        distance *= 2
+    assert more_products(Options(depth=depth)) == products - (depth - 1)
 
 
 # ---- training and checkpoints -------------------------------------------------------------------
@@ -295,7 +375,7 @@ def test_it_learns(folder):
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-@pytest.mark.parametrize("name", ["pytorch", "reordered", "compiled", "deeppcr"])
+@pytest.mark.parametrize("name", SAME_NETWORK)
 @pytest.mark.usefixtures("cheap_compiler")
 def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path, name, optimiser):
     options = tiny(folder, optimiser=optimiser, steps=30)  # over the end of an epoch
@@ -308,6 +388,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path, name, optimi
     for _ in range(13):
         resumed.train_step()
     assert resumed.history.losses == whole.history.losses
+    assert resumed.history.solves == whole.history.solves
+    assert len(whole.history.solves) == (30 if name in ("auto", "paper") else 0)
     for a, b in zip(resumed.net.parameters(), whole.net.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -432,12 +514,12 @@ def test_a_minibatch_larger_than_the_data(folder):
 # ---- what is promised ---------------------------------------------------------------------------
 
 
-def results(deeppcr=1e-7, yardstick=1e-7, accuracy=0.95, failure=None) -> list[Result]:
+def results(deeppcr=1e-7, yardstick=1e-7, accuracy=0.95, failure=None, paper=1e-7) -> list[Result]:
     """Made up: every loss of a contender is as far from PyTorch's as the arguments say."""
-    offsets = {"pytorch": 0.0, "reordered": yardstick, "deeppcr": deeppcr}
+    offsets = {"pytorch": 0.0, "reordered": yardstick, "paper": paper, "deeppcr": deeppcr}
     made = []
     for name, offset in offsets.items():
-        steps = 4 if name == "reordered" else 10
+        steps = {"reordered": 4, "paper": 2}.get(name, 10)
         history = History(
             losses=[1.0 + offset * (-1) ** step for step in range(steps)],
             seconds=[0.5 if name == "pytorch" else 0.1] * steps,
@@ -461,6 +543,7 @@ def test_promises_that_hold():
     [
         (results(deeppcr=3.1e-7), 100, "loss gap"),
         (results(deeppcr=float("nan")), 100, "loss gap"),
+        (results(paper=3.1e-7), 100, "the paper's method: loss gap"),
         (results(accuracy=0.93), 100, "within 1 point"),
         (results(accuracy=0.97), 100, "within 1 point"),
         (results(accuracy=0.89), 100, "at least 90 %"),
@@ -474,11 +557,11 @@ def test_promises_that_do_not(made, seconds, word):
 
 def test_the_gap_is_over_the_steps_that_all_have():
     made = results()
-    made[2].history.losses[4:] = [5.0] * 6  # after the reordered run ended
+    made[3].history.losses[4:] = [5.0] * 6  # after the reordered run ended
     comparison = Comparison.of(made, Options())
-    assert comparison.common_steps(made[2]) == 4
-    assert comparison.gap(made[2]) == pytest.approx(1e-7, rel=1e-6)
-    assert comparison.speed_up(made[2]) == pytest.approx(5)
+    assert comparison.common_steps(made[3]) == 4
+    assert comparison.gap(made[3]) == pytest.approx(1e-7, rel=1e-6)
+    assert comparison.speed_up(made[3]) == pytest.approx(5)
     assert comparison.gap(made[0]) is None
 
 
@@ -489,9 +572,15 @@ def test_the_table_compiles_nothing_that_is_not_there():
     made = [*results(), Result(CONTENDERS["shallow"], 10, failure="it fell over")]
     lines = table(made, Options())
     assert len({len(line) for line in lines}) == 1  # aligned
-    assert [line.split("|")[2].strip() for line in lines[2:]] == ["1024", "1024", "1024", "2"]
-    assert "5 x" in lines[4] and "95.0 %" in lines[4] and "1.0e-07" in lines[4]
-    assert "2 |     0 |" in lines[5]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == [
+        "1024",
+        "1024",
+        "1024",
+        "1024",
+        "2",
+    ]
+    assert "5 x" in lines[5] and "95.0 %" in lines[5] and "1.0e-07" in lines[5]
+    assert "2 |     0 |" in lines[6]
 
 
 # ---- the whole program --------------------------------------------------------------------------
@@ -509,19 +598,24 @@ def program(folder, tmp_path):
 
 def test_a_contest_writes_table_picture_and_numbers(program):
     command, out = program
-    contest = ["--steps", "20", "--method", "pytorch", "reordered", "deeppcr", "shallow"]
+    everybody = ("pytorch", "reordered", "deeppcr", "auto", "paper", "shallow")
+    contest = ["--steps", "20", "--method", *everybody]
     done = subprocess.run([*command, *contest], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table = (out / "table.md").read_text()
     assert table.strip() in done.stdout
-    for name in ("pytorch", "reordered", "deeppcr", "shallow"):
+    for name in everybody:
         assert f"| {CONTENDERS[name].title} " in table
     assert "Depth is the subject here, not the accuracy" in table
-    assert "PASS  deeppcr: loss gap" in table
-    assert (out / "losses.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for name in ("deeppcr", "auto", "paper"):
+        assert f"PASS  {CONTENDERS[name].title}: loss gap" in table
+    for picture in ("losses", "sweeps") if dpcr.native_available() else ("losses",):
+        assert (out / f"{picture}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     numbers = json.loads((out / "results.json").read_text())
     steps = {name: len(c["losses"]) for name, c in numbers["contenders"].items()}
-    assert steps == {"pytorch": 20, "reordered": 8, "deeppcr": 20, "shallow": 20}
+    whole = dict.fromkeys(("pytorch", "deeppcr", "auto", "shallow"), 20)
+    assert steps == whole | {"reordered": 8, "paper": 2}
+    assert [*numbers["sweeps_along_the_training"]][-1] == "20"
     assert "deeppcr: step 20 of 20, loss " in done.stderr  # progress without a terminal
     assert ", test " in done.stderr
 
@@ -535,6 +629,7 @@ def test_what_a_machine_lacks_is_said_and_the_others_run(program):
     table = (out / "table.md").read_text()
     assert "Not trained: PyTorch's best loop" in table and "Traceback" not in done.stderr
     assert "PASS  every contender ran" in table
+    assert not (out / "sweeps.png").exists()  # without the paper's method
 
 
 def test_resume_needs_a_checkpoint(program, capsys):

@@ -173,8 +173,28 @@ def test_info_under_vmap() -> None:
     assert info.levels.tolist() == [3, 3] and info.recomputed.shape == (2, 3)
 
 
-def test_ensemble() -> None:
-    nets = [dpcr.nn.ResidualChain(3, 4, norm="layer_norm", dtype=F64) for _ in range(3)]
+def test_newton_under_vmap() -> None:
+    """A guess for every sample, a report of every sample."""
+    chain = Chain("mlp", 6, 2, 4, solver={"segments": 3, "refresh": "always"})
+    many, guesses = torch.randn(5, 2, 4, dtype=F64), torch.randn(5, 6, 2, 4, dtype=F64)
+
+    def one(z: Tensor, guess: Tensor) -> tuple[Tensor, ...]:
+        options = {"warm_start": guess, "return_states": True, "return_info": True}
+        z, states, info = chain.run(z, *chain.present[1:], **options)
+        return z, states, info.sweeps, info.levels
+
+    z, states, sweeps, levels = vmap(one)(many, guesses)
+    expected = [chain.loop(z, *chain.present[1:], return_states=True) for z in many]
+    assert_close((z, states), tuple(map(torch.stack, zip(*expected, strict=True))))
+    assert sweeps.shape == (5, 2) and (sweeps > 1).all() and levels.tolist() == [2] * 5
+    gradient = vmap(grad(lambda z, g: one(z, g)[0].sum()), (0, 0))(many, guesses)
+    loops = [grad(lambda z: chain.loop(z, *chain.present[1:]).sum())(z) for z in many]
+    assert_close(gradient, torch.stack(loops))
+
+
+@pytest.mark.parametrize("solver", [{}, {"segments": 3, "memory": "recompute"}])
+def test_ensemble(solver: dict[str, Any]) -> None:
+    nets = [dpcr.nn.ResidualChain(3, 4, norm="layer_norm", dtype=F64, **solver) for _ in range(3)]
     x = torch.randn(5, 3, dtype=F64)
     parameters, buffers = stack_module_state(nets)
 

@@ -2,7 +2,8 @@
 """Chains as modules, their parameters stacked over the steps."""
 
 from ._block import ResidualBlock
+from ._euler import EulerChain
 from ._mlp import MLPChain
 from ._residual import ResidualChain
 
-__all__ = ["MLPChain", "ResidualBlock", "ResidualChain"]
+__all__ = ["EulerChain", "MLPChain", "ResidualBlock", "ResidualChain"]

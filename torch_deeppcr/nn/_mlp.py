@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from .. import _activations, _checks
-from ..functional import ActivationLike, Output, mlp_chain
+from .. import _activations
+from .._plan import SolverOptions
+from .._solve import Output
+from ..functional import run_mlp
 from . import _stacking
+from ._linears import LinearChain
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class MLPChain(nn.Module):
+class MLPChain(LinearChain):
     """A stack of ``depth`` layers act(W z + b) of equal width, run as one operator.
 
     Computes what ``nn.Sequential(nn.Linear(width, width), activation, nn.Linear(width, width),
@@ -25,6 +30,7 @@ class MLPChain(nn.Module):
         activation: as in `torch_deeppcr.mlp_chain`.
         bias: whether the layers have a bias.
         device, dtype: of the parameters.
+        **solver: how the chain is solved, as in `torch_deeppcr.mlp_chain`.
 
     Parameters:
         weight: (depth, width, width), each as in `nn.Linear`.
@@ -38,55 +44,18 @@ class MLPChain(nn.Module):
         TypeError, ValueError: width or depth is no int >= 0, or the activation is unknown.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(
+    def forward(
         self,
-        width: int,
-        depth: int,
-        activation: ActivationLike = "tanh",
-        bias: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.width = _checks.size("width", width)
-        self.depth = _checks.size("depth", depth)
-        self.activation = _activations.resolve(activation)
-        self.weight = nn.Parameter(torch.empty(depth, width, width, device=device, dtype=dtype))
-        if _checks.flag("bias", bias):
-            self.bias = nn.Parameter(torch.empty(depth, width, device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias", None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws all layers anew, in order, as `nn.Linear` does."""
-        for weight, bias in self._steps():
-            _stacking.reset_linear(weight, bias)
-
-    def forward(self, input: Tensor, return_states: bool = False) -> Output:
-        """input (..., width) -> (..., width); also the states (depth, ..., width) if asked for."""
-        return mlp_chain(
-            input,
-            self.weight,
-            self.bias,
-            activation=self.activation,
-            return_states=return_states,
-        )
-
-    def layers(self) -> tuple[nn.Linear, ...]:
-        """The layers as `nn.Linear`s on the chain's storage, for ``nn.init`` and inspection.
-
-        Their parameters are detached views: writing into them changes the chain, gradients do not
-        reach it.  They are those of the moment: `.to` may move the chain away from them.
-        """
-        weights = self.weight.detach().unbind(0)
-        biases = [None] * self.depth if self.bias is None else self.bias.detach().unbind(0)
-        return tuple(
-            _stacking.new_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
-        )
+        input: Tensor,
+        return_states: bool = False,
+        *,
+        warm_start: Tensor | None = None,
+        return_info: bool = False,
+    ) -> Output:
+        """input (..., width) -> (..., width); also the states (depth, ..., width) and a `ChainInfo`
+        if asked for.  warm_start: a guess of the states."""
+        call = self._call(return_states, warm_start, return_info)
+        return run_mlp(call, input, self.weight, self.bias, self.activation)
 
     def to_sequential(self) -> nn.Sequential:
         """An `nn.Sequential` of Linear and activation modules with copies of the parameters."""
@@ -102,11 +71,13 @@ class MLPChain(nn.Module):
         return nn.Sequential(*modules).train(self.training)
 
     @classmethod
-    def from_sequential(cls, sequential: nn.Sequential) -> MLPChain:
+    def from_sequential(
+        cls, sequential: nn.Sequential, **solver: Unpack[SolverOptions]
+    ) -> MLPChain:
         """A chain with copies of the parameters of Linear, activation, Linear, activation, ...
 
         Every Linear must be square, of the same width, dtype and device, and be followed by the
-        same activation (or none by any).
+        same activation (or none by any).  **solver: as for a new chain.
 
         Raises:
             ValueError: a module does not fit; the message names its index.
@@ -121,24 +92,14 @@ class MLPChain(nn.Module):
                     f"{linear.in_features} -> {linear.out_features}"
                 )
         _stacking.require_unshared(linears, indices, "sequential")
-        chain = cls(linears[0].in_features, 0, activation, device="meta")
+        chain = cls(linears[0].in_features, 0, activation, device="meta", **solver)
         chain.depth = len(linears)
+        chain._check_segments()
         for name in ("weight", "bias"):
             tensors = [getattr(linear, name) for linear in linears]
             stacked = _stacking.stack(name, tensors, indices, "sequential")
             chain.register_parameter(name, stacked)
         return chain.train(sequential.training)
-
-    def extra_repr(self) -> str:
-        return (
-            f"width={self.width}, depth={self.depth}, "
-            f"activation={_activations.to_text(self.activation)}, bias={self.bias is not None}"
-        )
-
-    def _steps(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Detached views of the weight and bias of every layer."""
-        biases = [None] * self.depth if self.bias is None else self.bias.detach().unbind(0)
-        return zip(self.weight.detach().unbind(0), biases, strict=True)
 
 
 def _split(

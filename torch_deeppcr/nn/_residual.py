@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import _activations, _checks
-from ..functional import ActivationLike, Output, residual_chain
+from .._plan import SolverOptions
+from .._solve import Output
+from ..functional import ActivationLike, run_residual
 from . import _stacking
 from ._block import NORMS, ResidualBlock, chain_options, chain_parameters, require_plain
+from ._solving import SolvedChain
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _PARAMETERS = ("weight1", "bias1", "weight2", "bias2", "norm_weight", "norm_bias")
 
 
-class ResidualChain(nn.Module):
+class ResidualChain(SolvedChain):
     """A stack of ``depth`` `ResidualBlock`s of equal width, run as one operator.
 
     Args:
@@ -30,6 +36,7 @@ class ResidualChain(nn.Module):
         bias: whether the two linear maps have a bias.
         norm_eps: None is PyTorch's default.
         device, dtype: of the parameters.
+        **solver: how the chain is solved, as in `torch_deeppcr.mlp_chain`.
 
     Parameters:
         weight1 (depth, hidden, width), bias1 (depth, hidden), weight2 (depth, width, hidden),
@@ -62,10 +69,10 @@ class ResidualChain(nn.Module):
         norm_eps: float | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        **solver: Unpack[SolverOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(depth, solver)
         self.width = _checks.size("width", width)
-        self.depth = _checks.size("depth", depth)
         self.hidden = width if hidden is None else _checks.size("hidden", hidden)
         self.activation = _activations.resolve(activation)
         _checks.choice("norm", norm, NORMS)
@@ -96,22 +103,26 @@ class ResidualChain(nn.Module):
         if self.norm_bias is not None:
             nn.init.zeros_(self.norm_bias)
 
-    def forward(self, input: Tensor, return_states: bool = False) -> Output:
-        """input (..., width) -> (..., width); also the states (depth, ..., width) if asked for."""
-        return residual_chain(
-            input,
+    def forward(
+        self,
+        input: Tensor,
+        return_states: bool = False,
+        *,
+        warm_start: Tensor | None = None,
+        return_info: bool = False,
+    ) -> Output:
+        """As `MLPChain.forward`."""
+        parameters = (
             self.weight1,
             self.bias1,
             self.weight2,
             self.bias2,
             self.norm_weight,
             self.norm_bias,
-            activation=self.activation,
-            norm=self.norm,
-            norm_eps=self.norm_eps,
-            scale=self.scale,
-            return_states=return_states,
         )
+        call = self._call(return_states, warm_start, return_info)
+        options = (self.activation, self.norm, self.norm_eps, self.scale)
+        return run_residual(call, input, parameters, *options)
 
     def layers(self) -> tuple[ResidualBlock, ...]:
         """The blocks as `ResidualBlock`s on the chain's storage, for ``nn.init`` and inspection.
@@ -134,8 +145,12 @@ class ResidualChain(nn.Module):
         return nn.Sequential(*blocks).train(self.training)
 
     @classmethod
-    def from_sequential(cls, sequential: nn.Sequential) -> ResidualChain:
+    def from_sequential(
+        cls, sequential: nn.Sequential, **solver: Unpack[SolverOptions]
+    ) -> ResidualChain:
         """A chain with copies of the parameters of `ResidualBlock`s of equal options.
+
+        **solver: as for a new chain.
 
         Raises:
             ValueError: a module does not fit; the message names its index.
@@ -157,8 +172,9 @@ class ResidualChain(nn.Module):
                 )
         indices = range(len(blocks))
         _stacking.require_unshared(blocks, indices, "sequential")
-        chain = cls(depth=0, device="meta", **options)
+        chain = cls(depth=0, device="meta", **options, **solver)
         chain.depth = len(blocks)
+        chain._check_segments()
         tensors = [chain_parameters(block) for block in blocks]
         for name in _PARAMETERS:
             column = [named[name] for named in tensors]
@@ -170,7 +186,7 @@ class ResidualChain(nn.Module):
         return (
             f"width={self.width}, depth={self.depth}, hidden={self.hidden}, "
             f"activation={_activations.to_text(self.activation)}, norm={self.norm}, "
-            f"scale={self.scale:g}, bias={self.bias1 is not None}{eps}"
+            f"scale={self.scale:g}, bias={self.bias1 is not None}{eps}{self.solver.text()}"
         )
 
     def _steps(self) -> Iterator[dict[str, Tensor]]:

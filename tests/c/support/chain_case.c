@@ -39,10 +39,14 @@ void numbers_destroy(numbers *a) {
     free(a->value);
 }
 
-/* Residual branches shrink with the depth, so that no chain of the table leaves the range of f32. */
+/* Unless undamped, what a step adds to its state shrinks with the depth, so that no chain leaves the range
+ * of f32: by W2 and b2, or by the scale of an Euler step. */
+static double damping_of(const chain_row *row) {
+    return row->L > 4 && !row->undamped ? 4 / (double)row->L : 1;
+}
+
 static double spread_of(const chain_row *row, int parameter) {
-    const double fan_in = (double)(parameter == DPCR_W1 ? row->w : row->h);
-    const double damping = row->L > 4 ? 4 / (double)row->L : 1;
+    const double fan_in = (double)(parameter == DPCR_W1 ? row->w : row->h), damping = damping_of(row);
     switch (parameter) {
     case DPCR_W1: return row->gain / sqrt(fmax(fan_in, 1));
     case DPCR_W2: return row->gain / sqrt(fmax(fan_in, 1)) * damping;
@@ -65,7 +69,7 @@ chain_case chain_case_create(const chain_row *row, dpcr_dtype dtype) {
                      .activation_parameter = {row->activation_parameter[0], row->activation_parameter[1]},
                      .norm = row->norm,
                      .norm_eps = row->norm_eps,
-                     .scale = row->scale};
+                     .scale = row->scale * (row->step == DPCR_EULER ? damping_of(row) : 1)};
     c.exact = c.chain;
     c.exact.dtype = DPCR_F64;
     for (int i = 0; i < DPCR_PARAMETERS; i++) {

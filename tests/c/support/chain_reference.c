@@ -46,10 +46,10 @@ typedef struct step {
 
 static void norm_forward(const dpcr_chain *c, int64_t l, const double *z, step *s, noise *n) {
     const double *gamma = parameter(c, DPCR_GAMMA, l, c->w), *beta = parameter(c, DPCR_BETA, l, c->w);
-    const bool none = c->step == DPCR_MLP || c->norm == DPCR_NO_NORM;
+    const bool none = c->step != DPCR_RESIDUAL || c->norm == DPCR_NO_NORM;
     double mean = 0, square = 0, largest = 0;
     for (int64_t i = 0; i < c->w; i++) largest = fmax(largest, fabs(z[i]));
-    for (int64_t i = 0; i < c->w && c->norm == DPCR_LAYER_NORM; i++) mean += z[i] / (double)c->w;
+    for (int64_t i = 0; i < c->w && !none && c->norm == DPCR_LAYER_NORM; i++) mean += z[i] / (double)c->w;
     mean = none ? 0 : rounded(n, mean, 4 * largest);
     for (int64_t i = 0; i < c->w; i++) square += (z[i] - mean) * (z[i] - mean) / (double)c->w;
     s->inverse = none ? 1 : 1 / sqrt(square + c->norm_eps);
@@ -84,7 +84,10 @@ static void step_forward(const dpcr_chain *c, int64_t l, const double *z, double
             next[i] = s->hidden[i];
             continue;
         }
-        const double branch = c->scale * dot(c->h, W2 + i * c->h, 1, s->hidden, b2 ? b2[i] : 0, n);
+        const double branch =
+            c->scale
+            * (c->step == DPCR_EULER ? s->hidden[i]
+                                     : dot(c->h, W2 + i * c->h, 1, s->hidden, b2 ? b2[i] : 0, n));
         next[i] = rounded(n, z[i] + branch, fabs(z[i]) + fabs(branch));
     }
 }
@@ -128,11 +131,12 @@ static void step_backward(const dpcr_chain *c, int64_t l, const double *z, const
                           slots *to, noise *n) {
     const double *W1 = parameter(c, DPCR_W1, l, c->h * c->w), *W2 = parameter(c, DPCR_W2, l, c->w * c->h);
     const bool residual = c->step == DPCR_RESIDUAL, norm = residual && c->norm != DPCR_NO_NORM;
+    const bool straight = c->step != DPCR_MLP; /* z is a term of f(z) */
     step s;
     double next[WIDEST], out[WIDEST], inner[WIDEST], input[WIDEST];
     step_forward(c, l, z, next, &s, n);
     for (int64_t i = 0; i < c->w; i++) {
-        out[i] = residual ? c->scale * g[i] : g[i];
+        out[i] = straight ? c->scale * g[i] : g[i];
         credit(to, DPCR_B2, i, out[i]);
         for (int64_t k = 0; k < c->h && residual; k++)
             credit(to, DPCR_W2, i * c->h + k, out[i] * s.hidden[k]);
@@ -146,7 +150,7 @@ static void step_backward(const dpcr_chain *c, int64_t l, const double *z, const
     }
     for (int64_t j = 0; j < c->w; j++) {
         input[j] = dot(c->h, W1 + j, c->w, inner, 0, n);
-        gz[j] = norm ? g[j] : residual ? rounded(n, g[j] + input[j], fabs(g[j]) + fabs(input[j])) : input[j];
+        gz[j] = norm ? g[j] : straight ? rounded(n, g[j] + input[j], fabs(g[j]) + fabs(input[j])) : input[j];
     }
     if (norm) norm_backward(c, l, &s, input, gz, to, n);
 }

@@ -37,6 +37,14 @@ typedef struct table {
     rng random;
 } table;
 
+dpcr_step chain_family_step(int family) {
+    return family == 0 ? DPCR_MLP : family <= DPCR_NORMS ? DPCR_RESIDUAL : DPCR_EULER;
+}
+
+dpcr_norm chain_family_norm(int family) {
+    return chain_family_step(family) == DPCR_RESIDUAL ? (dpcr_norm)(family - 1) : DPCR_NO_NORM;
+}
+
 bool chain_row_has(const chain_row *row, int parameter) {
     const bool residual = row->step == DPCR_RESIDUAL;
     switch (parameter) {
@@ -89,7 +97,7 @@ static void add(table *t, chain_row row) {
         row.L = wish.L < 0 ? one_of(t, lengths, COUNT(lengths)) : wish.L;
         row.B = wish.B < 0 ? one_of(t, batches, COUNT(batches)) : wish.B;
         row.w = wish.w < 0 ? one_of(t, widths, COUNT(widths)) : wish.w;
-        row.h = row.step == DPCR_MLP ? row.w : one_of(t, hidden, COUNT(hidden));
+        row.h = row.step != DPCR_RESIDUAL ? row.w : one_of(t, hidden, COUNT(hidden));
     } while (row_cost(&row) > most && (wish.L < 0 || wish.B < 0 || wish.w < 0));
     row.seed = rng_bits(&t->random);
     if (t->drawn++ % KEEP == 0 && t->count < CAPACITY) t->row[t->count++] = row;
@@ -105,7 +113,8 @@ static void add_kinds(table *t, dpcr_step step, dpcr_norm norm) {
 
 static chain_row draw_kind(table *t) {
     const dpcr_step step = (dpcr_step)rng_below(&t->random, DPCR_STEPS);
-    const dpcr_norm norm = step == DPCR_MLP ? DPCR_NO_NORM : (dpcr_norm)rng_below(&t->random, DPCR_NORMS);
+    const dpcr_norm norm =
+        step != DPCR_RESIDUAL ? DPCR_NO_NORM : (dpcr_norm)rng_below(&t->random, DPCR_NORMS);
     const dpcr_activation activation = (dpcr_activation)rng_below(&t->random, DPCR_ACTIVATIONS);
     return draw(t, step, norm, activation, rng_below(&t->random, 2));
 }
@@ -128,8 +137,7 @@ static void add_shapes(table *t) {
 
 chain_row *chain_rows(int *count) {
     table t = {.row = allocate(CAPACITY * sizeof(chain_row)), .random = {7}};
-    add_kinds(&t, DPCR_MLP, DPCR_NO_NORM);
-    for (int norm = DPCR_NO_NORM; norm < DPCR_NORMS; norm++) add_kinds(&t, DPCR_RESIDUAL, (dpcr_norm)norm);
+    for (int k = 0; k < CHAIN_FAMILIES; k++) add_kinds(&t, chain_family_step(k), chain_family_norm(k));
     add_shapes(&t);
     *count = t.count;
     check_context("the table of the chains");
@@ -138,13 +146,13 @@ chain_row *chain_rows(int *count) {
 }
 
 void chain_row_text(const chain_row *row, char *text, size_t size) {
+    static const char *const steps[DPCR_STEPS] = {"mlp", "residual", "euler"};
     static const char *const norms[DPCR_NORMS] = {"", " layer_norm", " rms_norm"};
     static const char *const parameters[DPCR_PARAMETERS] = {"W1", "b1", "W2", "b2", "gamma", "beta"};
     int at = snprintf(text, size, "%s %s(%g,%g)%s L=%d B=%d w=%d h=%d gain %g scale %g eps %g%s, with",
-                      row->step == DPCR_MLP ? "mlp" : "residual", activation_name(row->activation),
-                      row->activation_parameter[0], row->activation_parameter[1], norms[row->norm],
-                      (int)row->L, (int)row->B, (int)row->w, (int)row->h, row->gain, row->scale,
-                      row->norm_eps, row->shifted ? ", shifted" : "");
+                      steps[row->step], activation_name(row->activation), row->activation_parameter[0],
+                      row->activation_parameter[1], norms[row->norm], (int)row->L, (int)row->B, (int)row->w,
+                      (int)row->h, row->gain, row->scale, row->norm_eps, row->shifted ? ", shifted" : "");
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (row->present >> i & 1) at += snprintf(text + at, size - (size_t)at, " %s", parameters[i]);
 }

@@ -15,6 +15,7 @@ typedef struct chain_row {
     double norm_eps, scale;
     unsigned present; /* bit per dpcr_parameter: it is given; that of W1 (and W2) is always set */
     bool shifted;     /* arrays aligned to their elements only */
+    bool undamped;    /* residual branches keep their size however many there are */
     int64_t L, B, w, h;
     double gain; /* |W z| is about gain |z| */
     uint64_t seed;
@@ -22,6 +23,11 @@ typedef struct chain_row {
 
 /* The table; *count rows, to be freed. */
 chain_row *chain_rows(int *count);
+
+/* The kinds of chains: layers, residual blocks with every norm, Euler steps. */
+enum { CHAIN_FAMILIES = 2 + DPCR_NORMS };
+dpcr_step chain_family_step(int family);
+dpcr_norm chain_family_norm(int family);
 
 /* Whether this kind of chain has the parameter at all, and its elements per step. */
 bool chain_row_has(const chain_row *row, int parameter);

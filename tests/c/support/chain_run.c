@@ -6,6 +6,7 @@
 
 #include "numbers.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 bool outputs_equal(const output *a, const output *b) {
@@ -36,6 +37,13 @@ static lent lend_output(const chain_case *c, const backend *at, bool wanted, int
     return (lent){buffer_create(at, NULL, wanted ? bytes_of(c, count) : 0, shift_of(c)), NULL, wanted};
 }
 
+/* (DPCR_REPORT,B) doubles */
+static lent lend_report(const chain_case *c, const backend *at, bool wanted) {
+    const size_t bytes = (size_t)(DPCR_REPORT * c->row.B) * sizeof(double);
+    return (lent){buffer_create(at, NULL, wanted ? bytes : 0, c->row.shifted ? sizeof(double) : 0), NULL,
+                  wanted};
+}
+
 static void *address(const lent *a) {
     return a->given ? buffer_data(&a->buffer) : NULL;
 }
@@ -50,10 +58,21 @@ static bool take_back_input(lent *a) {
     return intact;
 }
 
-static bool take_back_output(lent *a, output *to) {
+/* The sign of a NaN depends on the order of the operands that made it, which may be anything: it is
+ * cleared, but for the NaN of bytes that nobody has written. */
+static void drop_signs(dpcr_dtype dtype, output *a) {
+    const size_t size = number_size(dtype), count = a->data ? a->bytes / size : 0;
+    for (size_t i = 0; i < count; i++) {
+        unsigned char *bytes = (unsigned char *)a->data + i * size;
+        if (isnan(number_get(dtype, a->data, (int64_t)i)) && bytes[0] != 0xff) bytes[size - 1] &= 0x7f;
+    }
+}
+
+static bool take_back_output(dpcr_dtype dtype, lent *a, output *to) {
     *to = (output){a->buffer.bytes, a->given ? allocate(a->buffer.bytes) : NULL};
     const bool intact = buffer_read(&a->buffer, to->data);
     buffer_destroy(&a->buffer);
+    drop_signs(dtype, to);
     return intact;
 }
 
@@ -75,6 +94,15 @@ static bool take_back_parameters(parameters *p) {
     bool intact = true;
     for (int i = 0; i < DPCR_PARAMETERS; i++) intact = take_back_input(&p->array[i]) && intact;
     return intact;
+}
+
+/* Workspace of NaN, or of a finite number in either dtype. */
+static buffer workspace_create(const backend *at, size_t bytes, bool used) {
+    unsigned char *image = used ? allocate(bytes) : NULL;
+    if (used) memset(image, 0x3d, bytes);
+    buffer work = buffer_create(at, image, bytes, 0);
+    free(image);
+    return work;
 }
 
 /* ---- forward -------------------------------------------------------------------------------- */
@@ -109,9 +137,9 @@ forward_run forward_run_create(const chain_case *c, const void *starts, int want
     propagate(&run, &chain, &pass, at, backend_exec(at, m), &plan);
     run.intact = take_back_parameters(&p) && run.intact;
     run.intact = take_back_input(&from) && run.intact;
-    run.intact = take_back_output(&ends, &run.ends) && run.intact;
-    run.intact = take_back_output(&states, &run.states) && run.intact;
-    run.intact = take_back_output(&tangents, &run.tangents) && run.intact;
+    run.intact = take_back_output(c->dtype, &ends, &run.ends) && run.intact;
+    run.intact = take_back_output(c->dtype, &states, &run.states) && run.intact;
+    run.intact = take_back_output(c->dtype, &tangents, &run.tangents) && run.intact;
     return run;
 }
 
@@ -121,14 +149,74 @@ void forward_run_destroy(forward_run *run) {
     free(run->tangents.data);
 }
 
+/* ---- the whole chain ------------------------------------------------------------------------ */
+
+static void solve(solve_run *run, const dpcr_chain *chain, const dpcr_solution *solution, bool used,
+                  const backend *at, mode m, const dpcr_plan *plan) {
+    const dpcr_exec exec = backend_exec(at, m);
+    run->status = dpcr_chain_solve_workspace(exec, chain, solution, plan, &run->bytes);
+    run->short_status = DPCR_SMALL_WORKSPACE;
+    if (run->status != DPCR_OK) return;
+    buffer work = workspace_create(at, run->bytes, used);
+    dpcr_buffer lent = {run->bytes > 0 ? buffer_data(&work) : NULL, run->bytes};
+    if (run->bytes > 0) {
+        lent.bytes--;
+        run->short_status = dpcr_chain_solve(exec, chain, solution, plan, lent);
+        lent.bytes++;
+    }
+    run->status = dpcr_chain_solve(exec, chain, solution, plan, lent);
+    run->intact = buffer_read(&work, NULL) && run->intact;
+    buffer_destroy(&work);
+}
+
+solve_run solve_run_create(const chain_case *c, solve_input in, int want, const backend *at, mode m,
+                           dpcr_plan plan) {
+    const int64_t L = c->row.L, state = c->row.B * c->row.w, C = dpcr_checkpoints(L, plan.segments);
+    solve_run run = {.intact = true};
+    dpcr_chain chain;
+    parameters p = lend_parameters(c, at, &chain);
+    lent z0 = lend_input(c, at, c->z0.data, state), guess = lend_input(c, at, in.guess, L * state);
+    lent z = lend_output(c, at, true, state), states = lend_output(c, at, want & WANT_STATES, L * state);
+    lent checkpoints = lend_output(c, at, want & WANT_CHECKPOINTS, C * state);
+    lent report = lend_report(c, at, want & WANT_REPORT);
+    const dpcr_solution solution = {.z0 = address(&z0),
+                                    .guess = address(&guess),
+                                    .z = address(&z),
+                                    .states = address(&states),
+                                    .checkpoints = address(&checkpoints),
+                                    .report = address(&report),
+                                    .newton = in.newton};
+    solve(&run, &chain, &solution, want & WANT_USED, at, m, &plan);
+    run.intact = take_back_parameters(&p) && run.intact;
+    run.intact = take_back_input(&z0) && run.intact;
+    run.intact = take_back_input(&guess) && run.intact;
+    run.intact = take_back_output(c->dtype, &z, &run.z) && run.intact;
+    run.intact = take_back_output(c->dtype, &states, &run.states) && run.intact;
+    run.intact = take_back_output(c->dtype, &checkpoints, &run.checkpoints) && run.intact;
+    run.intact = take_back_output(DPCR_F64, &report, &run.report) && run.intact;
+    return run;
+}
+
+void solve_run_destroy(solve_run *run) {
+    free(run->z.data);
+    free(run->states.data);
+    free(run->checkpoints.data);
+    free(run->report.data);
+}
+
+double report_get(const output *report, int row, int64_t sample, int64_t B) {
+    return report->data ? number_get(DPCR_F64, report->data, row * B + sample) : NAN;
+}
+
 /* ---- backward ------------------------------------------------------------------------------- */
 
-static void pull_back(pullback_run *run, const dpcr_chain *chain, const dpcr_pullback *pass,
-                      const backend *at, dpcr_exec exec, const dpcr_plan *plan) {
+static void pull_back(pullback_run *run, const dpcr_chain *chain, const dpcr_pullback *pass, bool used,
+                      const backend *at, mode m, const dpcr_plan *plan) {
+    const dpcr_exec exec = backend_exec(at, m);
     run->status = dpcr_chain_backward_workspace(exec, chain, pass, plan, &run->bytes);
     run->short_status = DPCR_SMALL_WORKSPACE;
     if (run->status != DPCR_OK) return;
-    buffer work = buffer_create(at, NULL, run->bytes, 0);
+    buffer work = workspace_create(at, run->bytes, used);
     dpcr_buffer lent = {run->bytes > 0 ? buffer_data(&work) : NULL, run->bytes};
     if (run->bytes > 0) {
         lent.bytes--;
@@ -142,30 +230,40 @@ static void pull_back(pullback_run *run, const dpcr_chain *chain, const dpcr_pul
 
 pullback_run pullback_run_create(const chain_case *c, pullback_input in, int want, const backend *at, mode m,
                                  dpcr_plan plan) {
-    const int64_t state = c->row.B * c->row.w;
+    const int64_t L = c->row.L, state = c->row.B * c->row.w, C = dpcr_checkpoints(L, plan.segments);
     pullback_run run = {.intact = true};
     dpcr_chain chain;
     parameters p = lend_parameters(c, at, &chain);
-    lent input[] = {lend_input(c, at, c->z0.data, state), lend_input(c, at, in.states, c->row.L * state),
-                    lend_input(c, at, in.gz, state), lend_input(c, at, in.gstates, c->row.L * state)};
+    lent input[] = {lend_input(c, at, c->z0.data, state), lend_input(c, at, in.states, L * state),
+                    lend_input(c, at, in.checkpoints, C * state), lend_input(c, at, in.gz, state),
+                    lend_input(c, at, in.gstates, L * state)};
     lent z0 = lend_output(c, at, want & WANT_Z0, state), gradient[DPCR_PARAMETERS];
-    dpcr_pullback pass = {address(&input[0]), address(&input[1]), address(&input[2]),
-                          address(&input[3]), address(&z0),       {0}};
+    lent report = lend_report(c, at, want & WANT_PULLBACK_REPORT);
+    dpcr_pullback pass = {.z0 = address(&input[0]),
+                          .states = address(&input[1]),
+                          .checkpoints = address(&input[2]),
+                          .gz = address(&input[3]),
+                          .gstates = address(&input[4]),
+                          .gz0 = address(&z0),
+                          .report = address(&report),
+                          .newton = in.newton};
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
         const bool wanted = want >> i & 1 && chain_row_has(&c->row, i);
         gradient[i] = lend_output(c, at, wanted, c->row.L * chain_row_size(&c->row, i));
         pass.gparameter[i] = address(&gradient[i]);
     }
-    pull_back(&run, &chain, &pass, at, backend_exec(at, m), &plan);
+    pull_back(&run, &chain, &pass, want & WANT_PULLBACK_USED, at, m, &plan);
     run.intact = take_back_parameters(&p) && run.intact;
-    for (int i = 0; i < 4; i++) run.intact = take_back_input(&input[i]) && run.intact;
-    run.intact = take_back_output(&z0, &run.z0) && run.intact;
+    for (int i = 0; i < 5; i++) run.intact = take_back_input(&input[i]) && run.intact;
+    run.intact = take_back_output(c->dtype, &z0, &run.z0) && run.intact;
+    run.intact = take_back_output(DPCR_F64, &report, &run.report) && run.intact;
     for (int i = 0; i < DPCR_PARAMETERS; i++)
-        run.intact = take_back_output(&gradient[i], &run.parameter[i]) && run.intact;
+        run.intact = take_back_output(c->dtype, &gradient[i], &run.parameter[i]) && run.intact;
     return run;
 }
 
 void pullback_run_destroy(pullback_run *run) {
     free(run->z0.data);
+    free(run->report.data);
     for (int i = 0; i < DPCR_PARAMETERS; i++) free(run->parameter[i].data);
 }

@@ -39,34 +39,47 @@ static int64_t reverse(const recurrence_row *row, int64_t count, int64_t *step) 
     return origin;
 }
 
-image image_vectors(const recurrence_row *row, dpcr_dtype dtype, dpcr_vectors *view) {
-    const int64_t count = place(row, row->B, row->w, &view->step, &view->sample);
-    const image m = image_create(dtype, count, reverse(row, count, &view->step));
+/* The row with the layout of one of its arrays. */
+static recurrence_row row_of(const recurrence_row *row, role of) {
+    recurrence_row own = *row;
+    const int own_bits = BATCH_FIRST | REVERSED | PADDED | BY_COLUMNS;
+    if (row->mix != 0) {
+        rng random = {row->mix + (row->layout & IN_PLACE && of == OF_X ? OF_B : of)};
+        own.layout = (row->layout & ~own_bits) | ((int)rng_below(&random, LAYOUTS) & own_bits);
+    }
+    return own;
+}
+
+image image_vectors(const recurrence_row *row, role of, dpcr_dtype dtype, dpcr_vectors *view) {
+    const recurrence_row own = row_of(row, of);
+    const int64_t count = place(&own, own.B, own.w, &view->step, &view->sample);
+    const image m = image_create(dtype, count, reverse(&own, count, &view->step));
     view->data = m.bytes + m.origin;
     return m;
 }
 
-image image_start(const recurrence_row *row, dpcr_dtype dtype, dpcr_vectors *view) {
-    recurrence_row one = *row;
+image image_start(const recurrence_row *row, role of, dpcr_dtype dtype, dpcr_vectors *view) {
+    recurrence_row one = row_of(row, of);
     one.L = 1;
+    one.mix = 0;
     one.layout &= ~REVERSED;
-    const image m = image_vectors(&one, dtype, view);
+    const image m = image_vectors(&one, of, dtype, view);
     view->step = 0;
     return m;
 }
 
-image image_blocks(const recurrence_row *row, dpcr_dtype dtype, dpcr_blocks *view) {
-    const int64_t pad = row->layout & PADDED ? PAD : 0, lead = row->w + pad;
+image image_blocks(const recurrence_row *row, role of, dpcr_dtype dtype, dpcr_blocks *view) {
+    const recurrence_row own = row_of(row, of);
+    const int64_t pad = own.layout & PADDED ? PAD : 0, lead = row->w + pad;
     const int64_t dense = row->w > 0 ? (row->w - 1) * lead + row->w : 0;
-    const int64_t size = row->block == DPCR_DENSE      ? dense
-                         : row->block == DPCR_DIAGONAL ? row->w
-                                                       : row->block == DPCR_SCALAR;
-    const int64_t count = place(row, row->shared ? 1 : row->B, size, &view->step, &view->sample);
-    const image m = image_create(dtype, count, reverse(row, count, &view->step));
+    const int64_t sizes[] = {dense, row->w, 1, 0};
+    const int64_t count =
+        place(&own, row->shared ? 1 : row->B, sizes[row->block], &view->step, &view->sample);
+    const image m = image_create(dtype, count, reverse(&own, count, &view->step));
     view->data = row->block == DPCR_IDENTITY ? NULL : m.bytes + m.origin;
     view->sample = row->shared ? 0 : view->sample;
-    view->row = row->layout & BY_COLUMNS ? 1 : lead;
-    view->column = row->layout & BY_COLUMNS ? lead : 1;
+    view->row = own.layout & BY_COLUMNS ? 1 : lead;
+    view->column = own.layout & BY_COLUMNS ? lead : 1;
     return m;
 }
 
@@ -175,10 +188,10 @@ recurrence_case recurrence_case_create(const recurrence_row *row, dpcr_dtype dty
                            .L = row->L,
                            .B = row->B,
                            .w = row->w};
-    c.A = image_blocks(row, dtype, &p->A);
-    c.b = image_vectors(row, dtype, &p->b);
-    c.x = image_vectors(row, dtype, &p->x);
-    c.x0 = image_start(row, dtype, &p->x0);
+    c.A = image_blocks(row, OF_A, dtype, &p->A);
+    c.b = image_vectors(row, OF_B, dtype, &p->b);
+    c.x = image_vectors(row, OF_X, dtype, &p->x);
+    c.x0 = image_start(row, OF_X0, dtype, &p->x0);
     p->x0.data = row->start ? p->x0.data : NULL;
     fill_blocks(&c, &random);
     fill_vectors(p, &p->b, p->L, &random);

@@ -27,11 +27,14 @@ typedef struct recurrence_case {
 recurrence_case recurrence_case_create(const recurrence_row *row, dpcr_dtype dtype);
 void recurrence_case_destroy(recurrence_case *c);
 
+/* The arrays of a row, each of which may have a layout of its own. */
+typedef enum role { OF_A, OF_B, OF_X0, OF_X, OF_GRADIENT_A, OF_GRADIENT_B, OF_GRADIENT_X0 } role;
+
 /* Arrays in a row's layout, all bytes 0xff, and the strides of their views; the caller frees
  * image.bytes. */
-image image_vectors(const recurrence_row *row, dpcr_dtype dtype, dpcr_vectors *view);
-image image_blocks(const recurrence_row *row, dpcr_dtype dtype, dpcr_blocks *view);
-image image_start(const recurrence_row *row, dpcr_dtype dtype, dpcr_vectors *view);
+image image_vectors(const recurrence_row *row, role of, dpcr_dtype dtype, dpcr_vectors *view);
+image image_blocks(const recurrence_row *row, role of, dpcr_dtype dtype, dpcr_blocks *view);
+image image_start(const recurrence_row *row, role of, dpcr_dtype dtype, dpcr_vectors *view);
 
 /* Element i of vector (l, s) in a view; steps and samples count from 0. */
 static inline int64_t vectors_index(const dpcr_vectors *v, int64_t l, int64_t s, int64_t i) {

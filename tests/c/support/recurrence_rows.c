@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The table in parts: every length with every kind of segmentation; every batch with every
- * width, and large ones; every layout.  What a part does not run through is drawn at random, and where a drawn row
- * would cost more than COST its batch and width are drawn again.
+ * The table in parts: every length with every kind of segmentation; every batch with every width, and
+ * large batches; every layout.  What a part does not run through is drawn at random, and where a drawn
+ * row would cost more than COST its batch and width are drawn again.
  */
 #include "recurrence_rows.h"
 
@@ -56,6 +56,7 @@ static recurrence_row draw(table *t) {
         .start = rng_below(&t->random, 4),
         .spectrum = (spectrum)rng_below(&t->random, SPECTRA),
         .layout = (int)rng_below(&t->random, LAYOUTS),
+        .mix = rng_below(&t->random, 2) ? rng_bits(&t->random) : 0,
     };
     return row;
 }
@@ -107,6 +108,7 @@ static void add_layouts(table *t, dpcr_block block, bool transposed) {
         row.block = block;
         row.transposed = transposed;
         row.layout = layout;
+        row.mix = 0;
         row.L = 2 + rng_below(&t->random, 40);
         row.S = layout & IN_PLACE ? 1 : 1 + rng_below(&t->random, row.L);
         draw_batch(t, &row);
@@ -153,7 +155,11 @@ void recurrence_row_text(const recurrence_row *row, char *text, size_t size) {
     int at = snprintf(text, size, "%s%s%s L=%d B=%d w=%d S=%d %s%s", row->shared ? "shared " : "",
                       blocks[row->block], row->transposed ? " transposed" : "", (int)row->L, (int)row->B,
                       (int)row->w, (int)row->S, spectra[row->spectrum], row->start ? ", x0" : "");
-    for (int i = 0; i < (int)COUNT(layouts); i++) {
+    if (row->mix != 0) {
+        at +=
+            snprintf(text + at, size - (size_t)at, ", layouts mixed from %llu", (unsigned long long)row->mix);
+    }
+    for (int i = row->mix != 0 ? 4 : 0; i < (int)COUNT(layouts); i++) {
         if (row->layout >> i & 1) {
             at += snprintf(text + at, size - (size_t)at, ", %s", layouts[i]);
         }

@@ -30,7 +30,8 @@ typedef struct recurrence_row {
     bool start;      /* x0 is given */
     int64_t L, B, w, S;
     spectrum spectrum;
-    int layout; /* a sum of enum layout */
+    int layout;   /* a sum of enum layout */
+    uint64_t mix; /* not 0: every array has its own of the layouts, drawn from this, but for the last two */
     uint64_t seed;
 } recurrence_row;
 

@@ -135,11 +135,11 @@ gradient_run gradient_run_create(const recurrence_case *c, const image *solved, 
                                  int want, const backend *at, mode m, dpcr_plan plan) {
     const size_t shift = row_shift(c);
     gradient_run run = {.intact = true};
-    run.b = image_vectors(&c->row, c->problem.dtype, &run.b_view);
+    run.b = image_vectors(&c->row, OF_GRADIENT_B, c->problem.dtype, &run.b_view);
     recurrence_row gradient = c->row;
     gradient.shared = c->row.summed;
-    run.A = image_blocks(&gradient, c->problem.dtype, &run.A_view);
-    run.x0 = image_start(&c->row, c->problem.dtype, &run.x0_view);
+    run.A = image_blocks(&gradient, OF_GRADIENT_A, c->problem.dtype, &run.A_view);
+    run.x0 = image_start(&c->row, OF_GRADIENT_X0, c->problem.dtype, &run.x0_view);
     arrays a = arrays_create(c, at);
     a.x.at->to_device(buffer_data(&a.x), solved->bytes, solved->size);
     a.problem.x.data = place(&a.x, solved); /* not that of b, which an in-place row has lost by now */

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""deeppcr itself: the plan that it takes unasked, the sequential pass, and the paper's method."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from problems import Problem
+from torch import Tensor
+
+import torch_deeppcr as dpcr
+
+from . import Contender, Run, newton_gflop
+from ._torch import run_function, run_module
+
+
+class DeepPCR(Contender):
+    ours = True
+
+    def __init__(self, name: str, title: str, segments: Callable[[int], int | str]) -> None:
+        self.name = name
+        self.title = title
+        self.segments = segments
+
+    def cannot(self, problem: Problem) -> str:
+        return "" if self.segments(problem.length) else "too short to be cut so"
+
+    def gflop(self, problem: Problem) -> float:
+        segments = self.segments(problem.length)
+        if segments in (1, "auto") or problem.kind == "diagonal":
+            return 0.0
+        return newton_gflop(problem, int(segments))
+
+    def prepare(self, problem: Problem) -> Run:
+        segments = self.segments(problem.length)
+        if problem.is_chain:
+            return self.with_notes(problem, segments)
+
+        def solve(blocks: Tensor, b: Tensor) -> Tensor:
+            return dpcr.linear_recurrence(blocks, b, blocks=problem.kind, segments=segments)
+
+        return run_function(problem, solve)
+
+    def with_notes(self, problem: Problem, segments: int | str) -> Run:
+        chain = problem.loaded(segments=segments)
+        run = run_module(problem, chain)
+
+        def notes() -> dict[str, Any]:
+            with torch.no_grad():
+                _, info = chain(problem.leaves[0], return_info=True)
+            return {"sweeps": float(info.sweeps.double().median()), "why": info.why}
+
+        run.notes = notes
+        return run
+
+
+CONTENDERS = (
+    DeepPCR("deeppcr", 'deeppcr, its own plan (segments="auto")', lambda length: "auto"),
+    DeepPCR("deeppcr S=1", "deeppcr, the fused sequential pass (segments=1)", lambda length: 1),
+    DeepPCR(
+        "deeppcr S=L/32",
+        "deeppcr, Newton over segments of 32 steps",
+        lambda length: length // 32,
+    ),
+    DeepPCR("deeppcr S=L", "deeppcr, the paper's method (segments=L)", lambda length: length),
+)

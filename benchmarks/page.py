@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A record as a Markdown page: what was expected, ratios, then every cell, then who did not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from problems import FORWARD, KINDS, TRAIN
+from record import BASELINE, OURS, Cell, Record
+
+PAPER = "deeppcr S=L"
+PEERS = ("JAX DEER", "JAX associative_scan")
+"""The same method by others: on chains, on recurrences."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`ours` is at least `least` times faster than `rival` on one problem."""
+
+    kind: str
+    size: tuple[int, int, int]
+    run: str
+    ours: str
+    rival: str
+    least: float
+
+    def line(self, record: Record) -> str:
+        length, width, batch = self.size
+        where = f"{KINDS[self.kind].title}, L={length}, w={width}, B={batch}, {self.run}"
+        says = f"{self.ours} at least {self.least:g} times faster than {self.rival}: {where}"
+        for cell in record.cells:
+            size = (cell.length, cell.width, cell.batch)
+            if (cell.kind, size, cell.run) == (self.kind, self.size, self.run):
+                ratio = cell.ratio(self.rival, self.ours)
+                if ratio is not None:
+                    return f"{'pass' if ratio >= self.least else '**FAIL**'}: {says}: {ratio:.3g}"
+        return f"not measured: {says}"
+
+
+CLAIMS = (
+    *(
+        Claim(kind, (1024, 16, 1), run, OURS, BASELINE, least)
+        for kind in ("mlp", "residual")
+        for run, least in ((FORWARD, 30.0), (TRAIN, 15.0))
+    ),
+    Claim("mlp", (1024, 4, 1), FORWARD, PAPER, BASELINE, 3.0),
+    Claim("mlp", (1024, 4, 1), TRAIN, PAPER, BASELINE, 3.0),
+    Claim("dense", (1024, 4, 1), FORWARD, PAPER, "JAX associative_scan", 2.0),
+    Claim("dense", (1024, 16, 1), FORWARD, PAPER, "JAX associative_scan", 2.0),
+)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    """Three digits; bold where a ratio says that we are the slower one."""
+    if value is None:
+        return "-"
+    text = f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"**{text}**" if value < 1 else text
+
+
+def size_of(cell: Cell) -> list[str]:
+    return [KINDS[cell.kind].title, *map(str, (cell.length, cell.width, cell.batch)), cell.run]
+
+
+SIZE = ["problem", "L", "w", "B", "pass"]
+
+
+def ratios(record: Record) -> str:
+    """One row for each cell: our own plan, then the paper's method."""
+    head = [*SIZE, "eager / ours", "best other / ours", "verdict"]
+    head += ["eager / S=L", "DEER or scan / S=L", "sweeps of S=L"]
+    rows = []
+    for cell in record.cells:
+        rival = cell.best_rival(record.ours)
+        peer = next((cell.ratio(peer, PAPER) for peer in PEERS if peer in cell.timed), None)
+        sweeps = cell.entries[PAPER].notes.get("sweeps") if PAPER in cell.entries else None
+        rows.append(
+            [
+                *size_of(cell),
+                number(cell.ratio(BASELINE, OURS)),
+                number(cell.ratio(rival, OURS)) if rival else "-",
+                cell.verdict(OURS, record.ours),
+                number(cell.ratio(BASELINE, PAPER)),
+                number(peer),
+                "-" if sweeps is None else f"{sweeps:g}",
+            ]
+        )
+    return table(head, rows)
+
+
+def details(cell: Cell) -> str:
+    """Everybody in one cell, the fastest first."""
+    head = ["contender", "eager / it", "ms, median (quartiles)", "error", "MiB", "sweeps"]
+    head += ["first call, s"]
+    order = sorted(cell.entries, key=lambda n: cell.entries[n].median if n in cell.timed else 1e9)
+    rows = []
+    for name in order:
+        entry = cell.entries[name]
+        error = "none" if entry.error is None else f"{entry.error:.1e}"
+        sweeps = entry.notes.get("sweeps")
+        time = "not timed"
+        if entry.seconds:
+            low, middle, high = (1e3 * s for s in sorted((*entry.quartiles, entry.median)))
+            time = f"{middle:.3g} ({low:.3g} to {high:.3g})"
+        rows.append(
+            [
+                name,
+                number(cell.ratio(BASELINE, name)),
+                time,
+                error if cell.is_right(name) else f"**WRONG** ({error})",
+                "-" if entry.memory is None else f"{entry.memory / 2**20:.1f}",
+                "-" if sweeps is None else f"{sweeps:g}",
+                f"{entry.first_call:.2g}",
+            ]
+        )
+    title = f"### {KINDS[cell.kind].title}: L = {cell.length}, w = {cell.width}, B = {cell.batch}"
+    failed = [f"\n{name} **failed**: {why}" for name, why in cell.failed.items()]
+    own = f"Error of the plain loop in float32: {cell.own:.1e}."
+    why = cell.entries[OURS].notes.get("why") if OURS in cell.entries else None
+    if why:
+        own += f" deeppcr's own plan: {why}."
+    return "\n".join([f"{title}, {cell.run}", "", table(head, rows), "", own, *failed])
+
+
+def missing(record: Record) -> str:
+    """Contender and reason, with the number of problems that it holds for."""
+    count: dict[tuple[str, str], int] = {}
+    for cell in record.cells:
+        for name, reason in cell.absent.items():
+            count[name, reason] = count.get((name, reason), 0) + 1
+    rows = [[name, reason, f"{n} of {len(record.cells)}"] for (name, reason), n in count.items()]
+    return table(["contender", "does not run because", "problems"], sorted(rows))
+
+
+def page(record: Record, picture: str | None = None) -> str:
+    setting = ", ".join(f"{name} {value}" for name, value in record.setting.items())
+    faults = record.faults()
+    who = [f"- `{name}`: {facts['title']}." for name, facts in record.contenders.items()]
+    parts = [
+        "# Chains and recurrences: how fast, against whom",
+        setting,
+        "Written by `make bench`. Every contender was first held to the plain loop in float64, "
+        "output and, in the pass forward+backward, all gradients; then all were timed in turns. "
+        "Ratios are times of the other over times of deeppcr: below 1, in bold, deeppcr is the "
+        "slower one. Forward passes run in inference mode.",
+        "## Expected",
+        "\n".join(f"- {claim.line(record)}" for claim in CLAIMS),
+        "## Ratios",
+        "`ours` is deeppcr with its own plan, `S=L` the paper's method (one segment for each step, "
+        "`refresh` adaptive). The best other is the fastest contender that is not deeppcr.",
+        ratios(record),
+        f"![Times over eager's]({picture})" if picture else "",
+        "## Contenders",
+        "\n".join(who),
+        "## Cell by cell",
+        "Error: relative, against float64, the largest over output and gradients, layer by layer; "
+        "up to 10 times the plain loop's is right for deeppcr, up to 100 times for the others. "
+        "MiB: memory that one call takes. First call: preparation and compilation.",
+        "\n\n".join(details(cell) for cell in record.cells),
+        "## Who did not run",
+        missing(record),
+        "## Faults" if faults else "",
+        "\n".join(f"- {fault}" for fault in faults),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

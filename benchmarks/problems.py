@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is computed: a problem, its inputs, and the plain loop that defines the right answer.
+
+A problem has *leaves*, the tensors that gradients are taken of: z0 (B,w) and the stacked parameters
+(L,...) of a chain, or the blocks A and right sides b (L,B,w) of a recurrence.  Its result is the
+output, and in the pass "forward+backward" also the gradient of every leaf, given the output's.  All
+numbers are drawn on the CPU from one seed, so that every device and contender has the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torch_deeppcr as dpcr
+
+FORWARD, TRAIN = "forward", "forward+backward"
+PASSES = (FORWARD, TRAIN)
+SCALE = 1 / 32
+"""Of the branches of the plain residual chain: 1/sqrt(L) for L = 1024."""
+
+
+# ---- chains: one step, and the stacked module ---------------------------------------------------
+
+
+def mlp_step(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.tanh(F.linear(z, weight, bias))
+
+
+def residual_step(z: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    return z + SCALE * F.linear(F.silu(F.linear(z, w1, b1)), w2, b2)
+
+
+def prenorm_step(
+    z: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor, beta: Tensor
+) -> Tensor:
+    inner = F.layer_norm(z, z.shape[-1:], gamma, beta)
+    return z + F.linear(F.silu(F.linear(inner, w1, b1)), w2, b2)
+
+
+def mlp(width: int, length: int, **options: object) -> nn.Module:
+    return dpcr.nn.MLPChain(width, length, activation="tanh", **options)
+
+
+def residual(width: int, length: int, **options: object) -> nn.Module:
+    """SiLU: a ReLU near 0 falls to either side by rounding, which is no error of anybody's."""
+    return dpcr.nn.ResidualChain(width, length, activation="silu", scale=SCALE, **options)
+
+
+def prenorm(width: int, length: int, **options: object) -> nn.Module:
+    return dpcr.nn.ResidualChain(width, length, activation="silu", norm="layer_norm", **options)
+
+
+def orthogonal(*shape: int) -> Tensor:
+    """Blocks (...,w,w), drawn uniformly."""
+    q, r = torch.linalg.qr(torch.randn(*shape))
+    return (q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).contiguous()
+
+
+def draw_chain(problem: Problem) -> list[Tensor]:
+    """Orthogonal weights for the MLP: with random ones no gradient reaches the first layers."""
+    length, width = problem.length, problem.width
+    chain = problem.module()
+    parameters = [p.detach() for p in chain.parameters()]
+    if problem.kind == "mlp":
+        parameters = [orthogonal(length, width, width), 0.01 * torch.randn(length, width)]
+    return [torch.randn(problem.batch, width), *parameters]
+
+
+def chain_loop(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def loop(z: Tensor, *stacked: Tensor) -> Tensor:
+        for parameters in zip(*(p.unbind() for p in stacked), strict=True):
+            z = step(z, *parameters)
+        return z
+
+    return loop
+
+
+# ---- recurrences x_l = A_l x_{l-1} + b_l, x_0 = 0 -----------------------------------------------
+
+
+def draw_dense(problem: Problem) -> list[Tensor]:
+    """0.99 times orthogonal blocks: products neither underflow nor grow in a thousand steps."""
+    size = (problem.length, problem.batch, problem.width)
+    return [0.99 * orthogonal(*size, problem.width), torch.randn(size)]
+
+
+def draw_diagonal(problem: Problem) -> list[Tensor]:
+    size = (problem.length, problem.batch, problem.width)
+    return [1 - 0.02 * torch.rand(size), torch.randn(size)]
+
+
+def dense_loop(blocks: Tensor, b: Tensor) -> Tensor:
+    x, states = torch.zeros_like(b[0]), []
+    for block, right in zip(blocks.unbind(), b.unbind(), strict=True):
+        x = torch.baddbmm(right.unsqueeze(-1), block, x.unsqueeze(-1)).squeeze(-1)
+        states.append(x)
+    return torch.stack(states)
+
+
+def diagonal_loop(blocks: Tensor, b: Tensor) -> Tensor:
+    x, states = torch.zeros_like(b[0]), []
+    for block, right in zip(blocks.unbind(), b.unbind(), strict=True):
+        x = torch.addcmul(right, block, x)
+        states.append(x)
+    return torch.stack(states)
+
+
+# ---- the table of kinds, and a problem ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """step and module are those of a chain; a recurrence has none."""
+
+    title: str
+    draw: Callable[[Problem], list[Tensor]]
+    loop: Callable[..., Tensor]
+    step: Callable[..., Tensor] | None = None
+    module: Callable[..., nn.Module] | None = None
+
+
+KINDS = {
+    "mlp": Kind("MLP (Linear, tanh)", draw_chain, chain_loop(mlp_step), mlp_step, mlp),
+    "residual": Kind(
+        "residual (SiLU, scale 1/32)",
+        draw_chain,
+        chain_loop(residual_step),
+        residual_step,
+        residual,
+    ),
+    "prenorm": Kind(
+        "pre-norm residual (SiLU)", draw_chain, chain_loop(prenorm_step), prenorm_step, prenorm
+    ),
+    "dense": Kind("recurrence, dense blocks", draw_dense, dense_loop),
+    "diagonal": Kind("recurrence, diagonal blocks", draw_diagonal, diagonal_loop),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One pass of one kind at one size, float32."""
+
+    kind: str
+    length: int
+    width: int
+    batch: int
+    run: str = FORWARD
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        size = f"L={self.length}, w={self.width}, B={self.batch}"
+        return f"{KINDS[self.kind].title}, {size}, {self.run}"
+
+    @property
+    def is_chain(self) -> bool:
+        return KINDS[self.kind].step is not None
+
+    @property
+    def trains(self) -> bool:
+        return self.run == TRAIN
+
+    @cached_property
+    def leaves(self) -> tuple[Tensor, ...]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return tuple(t.to(self.device) for t in KINDS[self.kind].draw(self))
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """Of the output."""
+        seeded = torch.Generator().manual_seed(1)
+        of_states = () if self.is_chain else (self.length,)
+        shape = (*of_states, self.batch, self.width)
+        return torch.randn(shape, generator=seeded).to(self.device)
+
+    def module(self, **options: object) -> nn.Module:
+        """A new stacked chain of this kind, on the CPU."""
+        make = KINDS[self.kind].module
+        assert make is not None, f"{self.kind} is no chain"
+        return make(self.width, self.length, **options)
+
+    def loaded(self, **options: object) -> nn.Module:
+        """The stacked chain with this problem's parameters."""
+        chain = self.module(**options).to(self.device)
+        with torch.no_grad():
+            for parameter, value in zip(chain.parameters(), self.leaves[1:], strict=True):
+                parameter.copy_(value)
+        return chain
+
+    def plain(self, dtype: torch.dtype) -> list[Tensor]:
+        """The result by the plain loop in a given precision, as float64."""
+        leaves = [t.to(dtype, copy=True).requires_grad_(self.trains) for t in self.leaves]
+        with torch.set_grad_enabled(self.trains):
+            output = KINDS[self.kind].loop(*leaves)
+        gradients = (
+            torch.autograd.grad(output, leaves, self.gradient.to(dtype)) if self.trains else ()
+        )
+        return [t.detach().double() for t in (output, *gradients)]
+
+
+def error(result: list[Tensor], truth: list[Tensor]) -> float:
+    """The largest relative error over output and gradients, norm-wise for each step or sample (the
+    first axis).  NaN is worse than any number; a result of another shape is no result."""
+    if [t.shape for t in result] != [t.shape for t in truth]:
+        return math.inf
+    worst = 0.0
+    for mine, right in zip(result, truth, strict=True):
+        mine = mine.to(right.device, torch.float64)
+        distance, size = (t.flatten(1).norm(dim=1) for t in (mine - right, right))
+        ratio = torch.where(distance == 0, distance, distance / size)
+        worst = max(worst, ratio.nan_to_num(nan=math.inf).max().item())
+    return worst

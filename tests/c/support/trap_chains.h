@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Chains of the tests of traps, and the ways to solve them.
+ */
+#ifndef DEEPPCR_TEST_TRAP_CHAINS_H
+#define DEEPPCR_TEST_TRAP_CHAINS_H
+
+#include "chain_case.h"
+
+/* Layers of random weights without biases: W1 alone. */
+chain_row trap_layers(dpcr_activation activation, int64_t L, int64_t B, int64_t w, double gain);
+
+/* Three thirds: the state shrinks, grows, shrinks.  From z0, which is where the first guess starts every
+ * segment, the second third alone overflows. */
+chain_case trap_hourglass(dpcr_activation activation, int64_t L, int64_t B, int64_t w, dpcr_dtype dtype);
+
+/* Default options but for structure and refresh: dense adaptive, dense always, zero, identity. */
+enum { TRAP_WAYS = 4 };
+dpcr_newton trap_options(dpcr_dtype dtype, int way);
+
+#endif

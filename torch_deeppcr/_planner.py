@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses the number of segments of a chain on the CPU, from a cost model and the sweeps seen.
+
+Time is counted in steps of one sample, so that it does not depend much on the machine.  n vectors
+that go through a step together take ``1 + n / LANES``; TILE samples at most do, the b samples of a
+tile and, as columns, their b w tangents:
+
+    S = 1    L (1 + b / LANES) / min(threads, tiles)
+    S > 1    work / min(threads, tiles S) + START a sweep,    work =
+                 sweeps (L + 2 S) (1 + b / LANES)                   states; substitution
+               + tangent sweeps (L + S) b w / LANES                 tangents; cyclic reduction
+
+With gradients the way back is added: 2 L states with one segment; with more the tangents once and
+2 L states (or, without a dense P, 2 L states a sweep).  The number of sweeps is not known before it
+was tried, so it is assumed to be small; a plan that then loses was tried once, at a cost bounded by
+``max_sweeps``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+#: Samples that go through a step together: one tile, one task.
+TILE = 32
+#: Measured: 32 samples take 2 (w = 4) to 6 (w = 16, 32) times as long as one; passes of 6 sweeps as
+#: long as predicted, within a factor of 3.
+LANES = 8
+#: A sweep starts and joins the threads a few times: about 10 us.
+START = 100
+#: A parallel plan is taken where the model says that it is this much faster.
+MARGIN = 1.25
+_ASSUMED_SWEEPS = 4
+#: Fewer threads cannot win, not even in training: S > 1 is at least (4 L + 2 L) / threads, S = 1 at
+#: most L + 2 L.
+FEWEST_THREADS = math.ceil(MARGIN * (_ASSUMED_SWEEPS + 2) / 3)
+
+
+class Problem(NamedTuple):
+    """What the choice depends on."""
+
+    length: int
+    batch: int
+    width: int
+    dtype: torch.dtype
+    refresh: str | None  # "adaptive", "always"; None: no products of Jacobians
+    threads: int
+    gradients: bool
+
+    @property
+    def chain(self) -> tuple[Any, ...]:
+        """What the sweeps depend on."""
+        return self[:5]
+
+
+class Sweeps(NamedTuple):
+    total: float  # mean over the samples; infinite where one did not converge
+    tangent: float  # a part of the segments counts as that part
+    seen: bool
+
+
+class Choice(NamedTuple):
+    segments: int
+    max_sweeps: int | None
+    why: str  # empty: as asked for
+
+
+def cost(problem: Problem, segments: int, sweeps: Sweeps) -> float:
+    """Predicted time, in steps."""
+    L, w = problem.length, problem.width
+    tiles, samples = -(-problem.batch // TILE), min(problem.batch, TILE)
+    step = 1 + samples / LANES
+    back = 2 * L * step if problem.gradients else 0.0
+    if segments == 1:
+        return (L * step + back) / max(min(problem.threads, tiles), 1)
+    tangents = (L + segments) * samples * w / LANES
+    work = sweeps.total * (L + 2 * segments) * step + sweeps.tangent * tangents
+    starts = sweeps.total
+    if problem.gradients:
+        work += tangents + back if problem.refresh else sweeps.total * back
+        starts += 1 if problem.refresh else sweeps.total
+    return work / max(min(problem.threads, tiles * segments), 1) + starts * START
+
+
+class Planner:
+    """The memory of one module: the sweeps seen, by shape of the problem and number of segments."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[Any, ...], dict[int, Sweeps]] = {}
+        self._choices: dict[Problem, Choice] = {}
+
+    def choose(self, problem: Problem) -> Choice:
+        choice = self._choices.get(problem)
+        if choice is None:
+            choice = self._choices[problem] = self._decide(problem)
+        return choice
+
+    def learn(self, problem: Problem, segments: int, info: torch.Tensor) -> None:
+        """Remembers a report (6,B)."""
+        total, tangent, verdict = info[:3].mean(1).ceil().tolist()  # whole: small changes are none
+        sweeps = Sweeps(total if verdict == 0 else math.inf, tangent, True)
+        seen = self._seen.setdefault(problem.chain, {})
+        if seen.get(segments) != sweeps:
+            seen[segments] = sweeps
+            self._choices.clear()
+
+    def expected(self, problem: Problem, segments: int) -> Sweeps:
+        """The sweeps seen; else at least those of fewer segments, and few."""
+        seen = self._seen.get(problem.chain, {})
+        if segments in seen:
+            return seen[segments]
+        fewer = [sweeps for count, sweeps in seen.items() if count < segments]
+        total = max((sweeps.total for sweeps in fewer), default=0.0)
+        tangent = max((sweeps.tangent for sweeps in fewer), default=0.0)
+        assumed = {None: 0, "adaptive": 1, "always": _ASSUMED_SWEEPS - 1}[problem.refresh]
+        return Sweeps(max(total, _ASSUMED_SWEEPS), max(tangent, assumed), False)
+
+    def _decide(self, problem: Problem) -> Choice:
+        sequential = cost(problem, 1, Sweeps(1, 0, True))
+        powers = [2**k for k in range(1, max(problem.length, 1).bit_length())]
+        if not powers or problem.batch == 0 or problem.width == 0:
+            return Choice(1, None, "segments=1: there is nothing to run in parallel")
+        options = [(cost(problem, S, self.expected(problem, S)), S) for S in powers]
+        best, segments = min(options)
+        sweeps = self.expected(problem, segments)
+        why = (
+            f"{problem.threads} threads, {'training' if problem.gradients else 'inference'}: "
+            f"segments={segments} with {sweeps.total:.3g} sweeps, {sweeps.tangent:.3g} with "
+            f"tangents ({'seen' if sweeps.seen else 'assumed'}), is predicted to take "
+            f"{best / sequential:.3g} times the time of one segment"
+        )
+        if not best * MARGIN <= sequential:
+            return Choice(1, None, f"segments=1: {why}, the best of all numbers")
+        # As many sweeps as cost one pass of one segment, had every sweep tangents; and, where that
+        # is fewer, two more than expected: a failed attempt wastes a few passes, once.
+        forward = problem._replace(gradients=False)
+        sweep = cost(forward, segments, Sweeps(1, float(problem.refresh is not None), True))
+        limit = max(math.ceil(sweeps.total) + 2, int(cost(forward, 1, sweeps) / sweep))
+        return Choice(segments, limit, f"segments={segments}, at most {limit} sweeps: {why}")

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of a chain: arguments checked, a plan made, the chain run, the report read."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _chain, _checks, _native
+from ._kinds import ChainKind, Options
+from ._plan import ChainInfo, Plan, Solver, readable
+from ._planner import FEWEST_THREADS, Choice, Planner, Problem
+from ._transforms import autocast_enabled, forward_ad_active, func_active
+
+#: A tensor, or a tuple of it and what ``return_states`` and ``return_info`` ask for.
+Output = Any
+
+
+# Why "auto" is one segment without asking the planner.
+_FUNCTION = Choice(
+    1, None, "segments=1: a function remembers no sweeps, so 'auto' is 1; modules do"
+)
+_TRACED = Choice(
+    1, None, "segments=1: under torch.compile and torch.func no sweeps are seen, so 'auto' is 1"
+)
+_WATCHED = Choice(1, None, "segments=1: 'auto' is more only with on_unconverged='sequential'")
+_FEW_THREADS = Choice(
+    1, None, f"segments=1: more need {FEWEST_THREADS} threads or more to be faster"
+)
+
+
+class Call(NamedTuple):
+    """What a caller of a chain of any kind says besides the tensors and options of the kind."""
+
+    return_states: bool
+    warm_start: Tensor | None
+    return_info: bool
+    solver: Solver
+    planner: Planner | None = None  # of a module
+
+
+def run(
+    kind: ChainKind, step: tuple[Any, ...], call: Call, state: Tensor, *parameters: Tensor | None
+) -> Output:
+    """step: the options of the kind.  state, parameters: as the user gave them."""
+    state = _checks.real_tensor("input", state)
+    guess = call.warm_start
+    if autocast_enabled(state):
+        state = to_float32(state)
+        parameters = tuple(map(to_float32, parameters))
+        guess = to_float32(guess)
+    length = _checks.parameters(kind.shapes, parameters, "input", state)["L"]
+    _checks.flag("return_states", call.return_states)
+    _checks.flag("return_info", call.return_info)
+    outer = state.shape[:-1]
+    if guess is not None:
+        guess = _check_guess(guess, length, state)
+    if len(outer) != 1:
+        state = state.flatten(0, -2) if outer else state.unsqueeze(0)
+
+    problem, choice = _choose(call, length, state, parameters)
+    options = Options(
+        step,
+        call.solver.raw(choice.segments, choice.max_sweeps, state.dtype),
+        call.solver.kept,
+        call.solver.watch,
+    )
+    keep = "states" if call.return_states else "nothing"
+    start = None if choice.segments == 1 else guess
+    z, states, info = _chain.solve(kind, options, keep, state, *parameters, start)
+    if problem and choice.segments > 1 and call.planner and info is not None and readable(info):
+        call.planner.learn(problem, choice.segments, info)
+
+    if len(outer) != 1:
+        z = z.unflatten(0, outer) if outer else z.squeeze(0)
+    if not call.return_states and not call.return_info:
+        return z
+    result: list[Any] = [z]
+    if call.return_states:
+        if len(outer) != 1:
+            states = states.unflatten(1, outer) if outer else states.squeeze(1)
+        result.append(states)
+    if call.return_info:
+        result.append(_info(kind, call, choice, options, state, parameters, outer, info))
+    return tuple(result)
+
+
+def to_float32(value: Any) -> Any:
+    """What autocast does to the inputs of an operator that needs precision; float64 stays."""
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value
+
+
+def _check_guess(guess: object, length: int, state: Tensor) -> Tensor:
+    """warm_start (L, ..., w) as (L,B,w), without its graph."""
+    guess = _checks.like("warm_start", guess, "input", state)
+    expected = (length, *state.shape)
+    if guess.shape != expected:
+        raise ValueError(
+            f"warm_start must have the shape of the states, (L, ..., w) = {expected}, "
+            f"got {tuple(guess.shape)}"
+        )
+    guess = guess.detach()
+    if state.dim() == 2:
+        return guess
+    return guess.flatten(1, -2) if state.dim() > 2 else guess.unsqueeze(1)
+
+
+# ---- the plan ------------------------------------------------------------------------------------
+
+
+def _choose(
+    call: Call, length: int, state: Tensor, parameters: tuple[Tensor | None, ...]
+) -> tuple[Problem | None, Choice]:
+    """How many segments; and for what, where the planner chose and wants to see the sweeps."""
+    solver = call.solver
+    if solver.segments != "auto":
+        return None, Choice(_checks.segments(solver.segments, length), solver.max_sweeps, "")
+    if call.planner is None:
+        return None, _FUNCTION
+    if torch.compiler.is_compiling() or func_active() or forward_ad_active():
+        return None, _TRACED
+    if solver.on_unconverged != "sequential":
+        return None, _WATCHED
+    threads = torch.get_num_threads()
+    if threads < FEWEST_THREADS:
+        return None, _FEW_THREADS
+    gradients = torch.is_grad_enabled() and (
+        state.requires_grad or any(p is not None and p.requires_grad for p in parameters)
+    )
+    refresh = solver.refresh if solver.structure == "dense" else None
+    batch, width = state.shape
+    problem = Problem(length, batch, width, state.dtype, refresh, threads, gradients)
+    choice = call.planner.choose(problem)
+    if solver.max_sweeps is not None:
+        choice = choice._replace(max_sweeps=solver.max_sweeps)
+    return problem, choice
+
+
+# ---- the report ----------------------------------------------------------------------------------
+
+
+def _info(
+    kind: ChainKind,
+    call: Call,
+    choice: Choice,
+    options: Options,
+    state: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    outer: tuple[int, ...],
+    info: Tensor | None,
+) -> ChainInfo:
+    segments, _, _, rtol, atol, max_sweeps, _ = options.solver
+    why = choice.why or f"segments={segments}, as asked for"
+    if info is None:
+        segments, why = 1, f"PyTorch's loop: {_no_kernel(state)}"
+        info = _loop_report(kind, state, parameters)
+    compiling = torch.compiler.is_compiling()
+    plan = Plan(
+        segments,
+        call.solver.structure,
+        call.solver.refresh,
+        rtol,
+        atol,
+        min(segments, 40) if max_sweeps < 0 else max_sweeps,
+        call.solver.on_unconverged,
+        call.solver.memory,
+        0 if compiling else torch.get_num_threads(),
+    )
+    levels: int | Tensor = info[4, :1].sum().long()
+    if not (compiling or func_active()) and readable(info):
+        levels = int(levels)
+    sweeps, tangent_sweeps, status, residual, _, flops = (row.reshape(outer) for row in info)
+    return ChainInfo(
+        sweeps.long(), tangent_sweeps, residual, status.long(), levels, flops, plan, why
+    )
+
+
+def _no_kernel(state: Tensor) -> str:
+    if not _native.native_available():
+        return "the native library is not loaded"
+    return f"there is no native kernel for {state.dtype} on {state.device.type}"
+
+
+def _loop_report(kind: ChainKind, state: Tensor, parameters: tuple[Tensor | None, ...]) -> Tensor:
+    """The report (6,B) of a walk."""
+    device = state.device if state.device.type in ("cpu", "cuda", "meta") else None
+    info = torch.zeros(6, state.shape[0], dtype=torch.float64, device=device)
+    if state.shape[1] and kind.flops(parameters):
+        info[0], info[5] = 1, kind.flops(parameters)
+    return info
