@@ -333,7 +333,8 @@ static void FN(judge_task)(const void *argument, int64_t s, void *memory) {
     const double q = sample->error, gain = q / sample->before;
     const double rho = fmin(gain > FN(fastest) ? gain : FN(fastest), FN(slowest));
     const bool predicted =
-        dense ? n->sweep > 2 && q * rho / (1 - rho) <= n->options.rtol : FN(is_right)(n, sample);
+        dense ? n->sweep > 2 && (q * rho / (1 - rho) <= n->options.rtol || FN(is_right)(n, sample))
+              : FN(is_right)(n, sample);
     const bool solved = n->once && dense && q < INFINITY; /* of a linear problem by its own P */
     const bool exact = sample->exact == n->S - 1;         /* all starts are, now */
     const bool floor = dense && sample->rounding <= 2 * FN(epsilon);
