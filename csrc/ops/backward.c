@@ -261,7 +261,7 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_p
 
 dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
                                           const dpcr_plan *plan, size_t *bytes) {
-    struct backward b;
+    struct backward b = {.chain = chain, .S = 1};
     RETURN_IF(prepare(exec, chain, pass, plan, &b));
     REQUIRE(bytes, "bytes is NULL");
     *bytes = 0;
@@ -280,8 +280,10 @@ static void clear_gradients(const dpcr_chain *chain, const dpcr_pullback *arrays
 static void run(struct backward *b) {
     const dpcr_pullback *arrays = b->arrays;
     const size_t state = (size_t)(b->chain->B * b->chain->w) * dpcr_size_of(b->chain->dtype);
-    memset(b->starts.data, 0, (size_t)b->S * state);
-    if (arrays->gz) memcpy(b->starts.data, arrays->gz, state);
+    char *starts = b->starts.data;
+    if (!starts) return; /* no samples */
+    memset(starts, 0, (size_t)b->S * state);
+    if (arrays->gz) memcpy(starts, arrays->gz, state);
     if (b->S > 1)
         solve_adjoint(b);
     else
@@ -292,7 +294,7 @@ static void run(struct backward *b) {
 
 dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
                                 const dpcr_plan *plan, dpcr_buffer workspace) {
-    struct backward b;
+    struct backward b = {.chain = chain, .S = 1};
     RETURN_IF(prepare(exec, chain, pass, plan, &b));
     RETURN_IF(dpcr_check_parameters(chain));
     if (pass->report) memset(pass->report, 0, (size_t)(DPCR_REPORT * chain->B) * sizeof *pass->report);

@@ -175,7 +175,7 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_s
 
 dpcr_status dpcr_chain_solve_workspace(dpcr_exec exec, const dpcr_chain *chain, const dpcr_solution *solution,
                                        const dpcr_plan *plan, size_t *bytes) {
-    struct solve solve;
+    struct solve solve = {.chain = chain, .S = 1};
     RETURN_IF(prepare(exec, chain, solution, plan, &solve));
     REQUIRE(bytes, "bytes is NULL");
     *bytes = 0;
@@ -185,7 +185,7 @@ dpcr_status dpcr_chain_solve_workspace(dpcr_exec exec, const dpcr_chain *chain, 
 
 dpcr_status dpcr_chain_solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_solution *solution,
                              const dpcr_plan *plan, dpcr_buffer workspace) {
-    struct solve solve;
+    struct solve solve = {.chain = chain, .S = 1};
     RETURN_IF(prepare(exec, chain, solution, plan, &solve));
     RETURN_IF(dpcr_check_parameters(chain));
     if (solution->report)

@@ -110,7 +110,8 @@ static void FN(count_solve)(const struct newton *n, int64_t s) {
     double products = 0, vectors = (double)(n->S - 1);
     for (int t = 0; dpcr_level(n->S, t).count > 1; t++) {
         const struct level at = dpcr_level(n->S, t), next = dpcr_level(n->S, t + 1);
-        vectors += (double)(next.count - 1 + at.count / 2);
+        const int64_t others = at.count / 2;
+        vectors += (double)(next.count - 1 + others);
         for (int64_t m = 1; m < next.count; m++) products += n->system.fresh[(next.first + m) * n->B + s];
     }
     n->samples[s].flops += 2 * w * w * (vectors + w * products);

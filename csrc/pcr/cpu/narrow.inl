@@ -11,7 +11,7 @@ static void SIZED(reduce_run)(const void *argument, int64_t task, void *scratch)
     const struct walk *walk = argument;
     int64_t s0, n;
     const int64_t first = FN(task_group)(walk, task, &s0, &n) * RUN, last = dpcr_min(first + RUN, walk->S);
-    for (int64_t k = first; k < last; k++)
+    for (int64_t k = first; k < last; k++) {
         for (int64_t s = s0; s < s0 + n; s++) {
             const REAL *b = FN(rows_at)(&walk->b, k, s).data, *x0 = k == 0 ? FN(start)(walk, s).data : NULL;
             const struct FN(matrix) A = FN(block_at)(&walk->M, k, s).M;
@@ -23,11 +23,12 @@ static void SIZED(reduce_run)(const void *argument, int64_t task, void *scratch)
                 memcpy(offset, b, WIDTH * sizeof(REAL));
             if (k == 0 || walk->direct) continue; /* segment 0 has no map, and M_0 may not exist */
             if (A.row == WIDTH && A.column == 1)
-                memcpy(map, A.data, WIDTH * WIDTH * sizeof(REAL));
+                memcpy(map, A.data, (size_t)WIDTH * WIDTH * sizeof(REAL));
             else
-                for (int i = 0; i < WIDTH * WIDTH; i++)
+                for (int64_t i = 0; i < (int64_t)WIDTH * WIDTH; i++)
                     map[i] = A.data[i / WIDTH * A.row + i % WIDTH * A.column];
         }
+    }
 }
 
 static void SIZED(eliminate_run)(const void *argument, int64_t task, void *scratch) {
@@ -36,9 +37,9 @@ static void SIZED(eliminate_run)(const void *argument, int64_t task, void *scrat
     const struct walk *walk = pass->walk;
     int64_t s0, n;
     const int64_t first = FN(task_group)(walk, task, &s0, &n) * RUN,
-                  last = dpcr_min(first + RUN, pass->next.count), size = WIDTH * WIDTH;
+                  last = dpcr_min(first + RUN, pass->next.count), size = (int64_t)WIDTH * WIDTH;
     const REAL *maps = pass->level.first == 0 && walk->direct ? walk->direct : walk->maps;
-    for (int64_t m = first; m < last; m++)
+    for (int64_t m = first; m < last; m++) {
         for (int64_t s = s0; s < s0 + n; s++) {
             if (FN(skipped)(walk, s)) continue;
             const int64_t element = (pass->level.first + 2 * m) * walk->B + s;
@@ -55,6 +56,7 @@ static void SIZED(eliminate_run)(const void *argument, int64_t task, void *scrat
             if (FN(is_fresh)(pass, m, s))
                 SIZED(rows_product)(map, WIDTH, 1, map - walk->B * size, (REAL *)walk->maps + next * size);
         }
+    }
 }
 
 static void SIZED(back_substitute_run)(const void *argument, int64_t task, void *scratch) {
@@ -65,7 +67,7 @@ static void SIZED(back_substitute_run)(const void *argument, int64_t task, void 
     const int64_t first = FN(task_group)(walk, task, &s0, &n) * RUN,
                   last = dpcr_min(first + RUN, pass->next.count);
     const REAL *maps = pass->level.first == 0 && walk->direct ? walk->direct : walk->maps;
-    for (int64_t m = first; m < last; m++)
+    for (int64_t m = first; m < last; m++) {
         for (int64_t s = s0; s < s0 + n; s++) {
             if (FN(skipped)(walk, s)) continue;
             const REAL *x = (const REAL *)walk->offsets + ((pass->next.first + m) * walk->B + s) * WIDTH;
@@ -76,6 +78,7 @@ static void SIZED(back_substitute_run)(const void *argument, int64_t task, void 
             const struct FN(matrix) map = {maps + element * WIDTH * WIDTH, WIDTH, 1};
             SIZED(square_matvec)(&map, x, offset, offset);
         }
+    }
 }
 
 /* substitute where every segment is one step */
@@ -84,7 +87,7 @@ static void SIZED(substitute_run)(const void *argument, int64_t task, void *scra
     const struct walk *walk = argument;
     int64_t s0, n;
     const int64_t first = FN(task_group)(walk, task, &s0, &n) * RUN, last = dpcr_min(first + RUN, walk->S);
-    for (int64_t k = first; k < last; k++)
+    for (int64_t k = first; k < last; k++) {
         for (int64_t s = s0; s < s0 + n; s++) {
             const REAL *b = FN(rows_at)(&walk->b, k, s).data, *predicted = FN(offset_at)(walk, k, s);
             const REAL *start = k > 0 ? FN(offset_at)(walk, k - 1, s) : FN(start)(walk, s).data;
@@ -97,6 +100,7 @@ static void SIZED(substitute_run)(const void *argument, int64_t task, void *scra
             walk->gap[k * walk->B + s] = FN(gap)(WIDTH, x, predicted);
             walk->size[k * walk->B + s] = FN(largest)(WIDTH, x) + FN(largest)(WIDTH, b);
         }
+    }
 }
 
 static const struct FN(narrow) SIZED(narrow) = {SIZED(reduce_run), SIZED(eliminate_run),

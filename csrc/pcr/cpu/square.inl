@@ -13,15 +13,15 @@ typedef INT SIZED(order) __attribute__((vector_size(WIDTH * sizeof(REAL))));
 INLINE void SIZED(rows_product)(const REAL *A, int64_t row, int64_t column, const REAL *B, REAL *C) {
     SIZED(row) sum[WIDTH];
 #pragma GCC unroll 16
-    for (int r = 0; r < WIDTH; r++) sum[r] = (SIZED(row)){0};
+    for (int64_t r = 0; r < WIDTH; r++) sum[r] = (SIZED(row)){0};
 #pragma GCC unroll 4
-    for (int i = 0; i < WIDTH; i++) {
+    for (int64_t i = 0; i < WIDTH; i++) {
         const SIZED(row) b = *(const SIZED(row) *)(B + i * WIDTH);
 #pragma GCC unroll 16
-        for (int r = 0; r < WIDTH; r++) sum[r] += A[r * row + i * column] * b;
+        for (int64_t r = 0; r < WIDTH; r++) sum[r] += A[r * row + i * column] * b;
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < WIDTH; r++) *(SIZED(row) *)(C + r * WIDTH) = sum[r];
+    for (int64_t r = 0; r < WIDTH; r++) *(SIZED(row) *)(C + r * WIDTH) = sum[r];
 }
 
 MAYBE_UNUSED static void SIZED(square)(const struct FN(matrix) * A, const REAL *B, REAL *C) {
@@ -55,16 +55,16 @@ MAYBE_UNUSED static void SIZED(square_matvec)(const struct FN(matrix) * W, const
     if (W->column == 1) {
         const SIZED(row) v = *(const SIZED(row) *)x;
 #pragma GCC unroll 16
-        for (int r = 0; r < WIDTH; r++) sum[r] = *(const SIZED(row) *)(W->data + r * W->row) * v;
+        for (int64_t r = 0; r < WIDTH; r++) sum[r] = *(const SIZED(row) *)(W->data + r * W->row) * v;
 #pragma GCC unroll 4
-        for (int half = WIDTH / 2; half > 0; half /= 2)
+        for (int64_t half = WIDTH / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
-            for (int r = 0; r < half; r++) sum[r] = SIZED(pair_sums)(sum[2 * r], sum[2 * r + 1]);
+            for (int64_t r = 0; r < half; r++) sum[r] = SIZED(pair_sums)(sum[2 * r], sum[2 * r + 1]);
     } else {
         sum[0] = (SIZED(row)){0};
         sum[1] = (SIZED(row)){0};
 #pragma GCC unroll 8
-        for (int i = 0; i < WIDTH; i += 2) {
+        for (int64_t i = 0; i < WIDTH; i += 2) {
             sum[0] += *(const SIZED(row) *)(W->data + i * W->column) * x[i];
             sum[1] += *(const SIZED(row) *)(W->data + (i + 1) * W->column) * x[i + 1];
         }
