@@ -25,7 +25,7 @@ _NORMS = (None, "layer_norm", "rms_norm")
 class RecurrenceInfo(NamedTuple):
     """How a linear recurrence was solved.
 
-    levels: levels of the parallel cyclic reduction that ran, ceil(log2 segments); an int, or a 0-d
+    levels: levels of the cyclic reduction that ran, ceil(log2 segments); an int, or a 0-d
         tensor where a number cannot be read (`torch.compile`, `torch.func`, meta tensors).
     recomputed: bool (B,), samples that the plain loop computed in the end, because a product of
         their blocks over- or underflowed although the loop would not have.
@@ -232,8 +232,8 @@ def linear_recurrence(
         blocks: "dense", "diagonal", "scalar" or "identity".  Needed only where the shape of A could
             be read in two ways: A (L, w, w) with B = w.  With "dense" such an A is shared by the
             samples.
-        segments: into how many parts S the steps are cut.  1 is the plain loop, L is parallel
-            cyclic reduction, ceil(log2 L) levels; between them every part is reduced first.  "auto"
+        segments: into how many parts S the steps are cut.  1 is the plain loop, L is cyclic
+            reduction, ceil(log2 L) levels; between them every part is reduced first.  "auto"
             is 1 on the CPU.  The result does not depend on it, but for rounding.
         return_info: also return a `RecurrenceInfo`.
 
@@ -247,8 +247,9 @@ def linear_recurrence(
         ValueError: a shape does not fit or is ambiguous, tensors are on several devices, segments
             is not in 1..L, or ``blocks`` is unknown.
 
-    Method: reduce-then-scan over segments, the scan by parallel cyclic reduction as in DeepPCR
-    (Danieli et al., NeurIPS 2023, arXiv 2309.16318).
+    Method: every segment is reduced to one map, the maps are combined by cyclic reduction, in as
+    many levels as the parallel one of DeepPCR (Danieli et al., NeurIPS 2023, arXiv 2309.16318)
+    with fewer products.
     """
     b = _checks.real_tensor("b", b)
     if autocast_enabled(b):

@@ -9,10 +9,10 @@
  *     y_l = A_{l+1}^T y_{l+1} + c_l,     l = L..1,    y_{L+1} = 0.
  *
  * Solved by S segments (1 <= S <= L): every segment is reduced to one affine map, the S maps are
- * combined by parallel cyclic reduction in ceil(log2 S) levels, and every segment is walked once
- * from the start state so found.  S = 1 is the plain loop, S = L is cyclic reduction as in DeepPCR
- * (arXiv 2309.16318).  The walk checks the reduction: a sample whose states disagree with it (a
- * product over- or underflowed although the loop would not have) is recomputed by the loop.
+ * combined by cyclic reduction in ceil(log2 S) levels, and every segment is walked once from the start
+ * state so found.  S = 1 is the plain loop, S = L is cyclic reduction alone, as in DeepPCR (arXiv
+ * 2309.16318).  The walk checks the reduction: a sample whose states disagree with it (a product over- or
+ * underflowed although the loop would not have) is recomputed by the loop.
  *
  * Contract of every call: the caller owns all memory; nothing is allocated, printed or kept between
  * calls; the same input and plan give the same bits whatever the number of threads; samples never
