@@ -200,8 +200,8 @@ REPORT = 6
 
 def checkpoints(length: int, segments: int) -> int:
     """``dpcr_checkpoints``: how many states backward can do with."""
-    if segments > 1 or length <= 1:
-        return segments if segments > 1 else length
+    if length == 0 or segments > 1:
+        return 0 if length == 0 else segments
     return math.isqrt(int(length) - 1) + 1
 
 

@@ -81,6 +81,28 @@ static void SIZED(back_substitute_run)(const void *argument, int64_t task, void 
     }
 }
 
+/* |v|, by its bits */
+INLINE SIZED(row) SIZED(absolute)(const SIZED(row) * v) {
+    const INT rest = ((((INT)1 << (8 * REAL_BYTES - 2)) - 1) * 2) + 1; /* all but the sign */
+    return (SIZED(row))(*(const SIZED(order) *)v & rest);
+}
+
+INLINE REAL SIZED(largest)(SIZED(row) v) {
+    REAL most = v[0];
+    for (int64_t i = 1; i < WIDTH; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
+/* The gap between x and what was predicted (NaN where it is not finite), and the size it is measured by. */
+INLINE void SIZED(compare)(const REAL *x, const REAL *predicted, const REAL *b, double *gap, double *size) {
+    const SIZED(row) end = *(const SIZED(row) *)x, right = *(const SIZED(row) *)b;
+    const SIZED(row) difference = end - *(const SIZED(row) *)predicted, none = difference - difference;
+    REAL poison = none[0];
+    for (int64_t i = 1; i < WIDTH; i++) poison += none[i];
+    *gap = (double)(SIZED(largest)(SIZED(absolute)(&difference)) + poison);
+    *size = (double)(SIZED(largest)(SIZED(absolute)(&end)) + SIZED(largest)(SIZED(absolute)(&right)));
+}
+
 /* substitute where every segment is one step */
 static void SIZED(substitute_run)(const void *argument, int64_t task, void *scratch) {
     (void)scratch;
@@ -97,8 +119,7 @@ static void SIZED(substitute_run)(const void *argument, int64_t task, void *scra
                 SIZED(square_matvec)(&A.M, start, b, x);
             else
                 memcpy(x, b, WIDTH * sizeof(REAL));
-            walk->gap[k * walk->B + s] = FN(gap)(WIDTH, x, predicted);
-            walk->size[k * walk->B + s] = FN(largest)(WIDTH, x) + FN(largest)(WIDTH, b);
+            SIZED(compare)(x, predicted, b, &walk->gap[k * walk->B + s], &walk->size[k * walk->B + s]);
         }
     }
 }

@@ -301,9 +301,9 @@ static const struct FN(narrow) * FN(narrow_of)(const struct walk *walk) {
                                       : walk->w == 8  ? &FN(narrow_8)
                                       : walk->w == 16 ? &FN(narrow_16)
                                                       : NULL;
-    return narrow && narrow->eliminate && walk->block == DPCR_DENSE && (!walk->shared || walk->B == 1)
-               ? narrow
-               : NULL;
+    /* one sample's shared blocks are its own, unless it is a tile of a batch that goes in panels */
+    const bool own = !walk->shared || (walk->B == 1 && !walk->wide);
+    return narrow && narrow->eliminate && walk->block == DPCR_DENSE && own ? narrow : NULL;
 }
 
 static void FN(reduce)(const struct walk *walk) {
