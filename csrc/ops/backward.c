@@ -215,6 +215,7 @@ static dpcr_status plan_workspace(struct backward *b, const dpcr_plan *plan, siz
     const dpcr_chain *chain = b->chain;
     const int64_t element = (int64_t)dpcr_size_of(chain->dtype);
     const bool dense = b->S > 1 && b->options.structure == DPCR_P_DENSE;
+    b->kernels = dpcr_chain_kernels(b->exec.device, chain->dtype);
     b->units = b->S > 1 ? b->S : b->recompute ? dpcr_checkpoints(chain->L, 1) : chain->L;
     b->tasks = dpcr_tile_count(chain, b->kernels->tile(chain), dpcr_max(b->units, 1), chain->B);
     const size_t back = b->kernels->pullback_scratch(chain),
@@ -248,7 +249,6 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_p
     *b = (struct backward){.exec = exec,
                            .chain = chain,
                            .arrays = arrays,
-                           .kernels = dpcr_chain_kernels(exec.device, chain->dtype),
                            .S = S,
                            .samples = chain->B,
                            .parameters = wants_parameters(arrays),
@@ -261,7 +261,7 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_p
 
 dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
                                           const dpcr_plan *plan, size_t *bytes) {
-    struct backward b = {.chain = chain, .S = 1};
+    struct backward b = {.chain = chain, .arrays = pass, .S = 1};
     RETURN_IF(prepare(exec, chain, pass, plan, &b));
     REQUIRE(bytes, "bytes is NULL");
     *bytes = 0;
@@ -294,7 +294,7 @@ static void run(struct backward *b) {
 
 dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
                                 const dpcr_plan *plan, dpcr_buffer workspace) {
-    struct backward b = {.chain = chain, .S = 1};
+    struct backward b = {.chain = chain, .arrays = pass, .S = 1};
     RETURN_IF(prepare(exec, chain, pass, plan, &b));
     RETURN_IF(dpcr_check_parameters(chain));
     if (pass->report) memset(pass->report, 0, (size_t)(DPCR_REPORT * chain->B) * sizeof *pass->report);
