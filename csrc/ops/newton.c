@@ -40,7 +40,7 @@ size_t dpcr_newton_carve(struct newton *n, void *base) {
     struct walk *system = &n->system;
     *system = (struct walk){.exec = n->exec, .L = n->S, .B = n->B, .w = n->w, .S = n->S};
     n->samples = dpcr_take(&arena, (size_t)n->B * sizeof *n->samples);
-    system->skip = dpcr_take(&arena, (size_t)n->B);
+    system->skip = n->skip = dpcr_take(&arena, (size_t)n->B);
     n->guarded = dpcr_take(&arena, (size_t)(n->S * n->B));
     n->scratch = dpcr_take(&arena, dpcr_newton_scratch(n) * (size_t)dpcr_slots(n->exec, n->B * n->S));
     if (!n->starts.data) n->starts = (struct segment_rows){dpcr_take(&arena, rows), n->B, 0};
@@ -82,34 +82,33 @@ static bool settled(const struct newton *n) {
     return true;
 }
 
-/* d from r, with the P that there is; returns the levels. */
+/* d from r, with the P that there is. */
 static void solve(struct newton *n) {
-    unsigned char *skip = (unsigned char *)n->system.skip;
     n->computed = n->options.structure == DPCR_P_DENSE
                   && (n->sweep > 1 || n->once || n->options.refresh == DPCR_ALWAYS);
     for (int64_t s = 0; s < n->B; s++) {
         const struct newton_sample *sample = &n->samples[s];
         const bool own = sample->phase != NEWTON_SETTLED && sample->has_P == n->computed;
-        skip[s] = !own; /* without a P: d = r */
+        n->skip[s] = !own; /* without a P: d = r */
     }
     if (!n->computed && n->free == DPCR_P_ZERO) return; /* d = r */
     n->system.block = n->computed ? DPCR_DENSE : DPCR_IDENTITY;
     const int levels = dpcr_cyclic_reduction(&n->system, n->exec.device->recurrence[n->dtype]);
     for (int64_t s = 0; s < n->B; s++)
-        if (!skip[s]) n->samples[s].levels = levels;
+        if (!n->skip[s]) n->samples[s].levels = levels;
 }
 
 void dpcr_newton_solve(struct newton *n) {
     const struct newton_kernels *device = dpcr_newton_kernels(n->exec.device, n->dtype);
     begin(n);
     for (n->sweep = 1; n->sweep <= n->options.max_sweeps && !settled(n); n->sweep++) {
-        n->propagate(n);
-        device->residuals(n);
-        if (n->S > 1) solve(n);
-        device->confirm(n);
+        n->propagate(n);        /* e = F(s), and P where it is due */
+        device->residuals(n);   /* r = e - s */
+        if (n->S > 1) solve(n); /* d = P d + r */
+        device->confirm(n);     /* was that the final walk? */
         if (n->sweep == n->options.max_sweeps) break;
-        device->update(n);
-        device->judge(n);
+        device->update(n); /* s = e + P d */
+        device->judge(n);  /* will the next be the final walk?  where is P due? */
     }
     if (settled(n) || (!n->options.finish && n->options.max_sweeps > 0)) return;
     for (int64_t s = 0; s < n->B; s++)

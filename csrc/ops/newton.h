@@ -46,8 +46,7 @@ struct newton_sample {
     bool has_P;      /* it has been computed; until then P is `free` */
     double rounding; /* max |r_k| / (|e_k| + |P_k| |s_k|): 2 eps is the sequential pass's own */
     int64_t exact;   /* s_0..s_exact are those of the sequential pass, and e_k for k < exact */
-    int64_t
-        cleared; /* P_k for k < cleared meets nothing but zeros and has been set to 0: it may have been inf */
+    int64_t cleared; /* P_k for k < cleared meets only zeros and has been set to 0: it might be inf */
     int64_t sweeps;
     double tangent_sweeps; /* a sweep that computes P of a part of the segments counts as that part */
     double largest;        /* finite |e_k| */
@@ -75,11 +74,11 @@ struct newton {
     struct newton_sample *samples; /* (B) */
     unsigned char *guarded;        /* (S,B): the guard acted at this start */
     float *moved;                  /* (S,B) how far s_k has moved since P_k, relative to it */
-    unsigned char
-        *stale; /* (S,B) P_k is to be computed where the sample has refresh set; part of system.fresh */
-    struct walk system; /* its maps hold P_k as element k + 1, its offsets r_k and then d_{k+1} */
-    double step_flops;  /* per step of the chain and vector */
-    char *scratch;      /* of the kernels below, for each thread */
+    unsigned char *stale; /* (S,B) P_k is due, if the sample's refresh is set; part of system.fresh */
+    unsigned char *skip;  /* (B) samples that a solve leaves out; system.skip */
+    struct walk system;   /* its maps hold P_k as element k + 1, its offsets r_k and then d_{k+1} */
+    double step_flops;    /* per step of the chain and vector */
+    char *scratch;        /* of the kernels below, for each thread */
 
     /* e_k (and P_k, into the maps) of the samples as their phases want it; and the sequential walk of
      * those that are not settled, from s_exact on. */
@@ -92,7 +91,7 @@ struct newton {
 
 /* What a device offers to the driver. */
 struct newton_kernels {
-    /* r_k into the offsets; exact, at_floor, largest; counts the sweep. */
+    /* r_k into the offsets; exact, rounding, largest; counts the sweep. */
     void (*residuals)(const struct newton *newton);
     /* q from d; settles candidates that it confirms. */
     void (*confirm)(const struct newton *newton);
