@@ -225,6 +225,9 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     ),
 }
 each_module = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+#: Those whose steps PyTorch's users write as modules; an Euler step is none of them.
+SEQUENTIAL = {name: make for name, make in MAKERS.items() if name != "euler"}
+each_sequential = pytest.mark.parametrize("make", SEQUENTIAL.values(), ids=SEQUENTIAL)
 
 
 def name_of(value: object) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from cases import Spy, assert_close, each_module
+from cases import Spy, assert_close, each_module, each_sequential
 from torch import nn
 from torch.func import functional_call
 
@@ -232,7 +232,7 @@ SOLVER: dict[str, Any] = {
 }
 
 
-@each_module
+@each_sequential
 def test_solver_options_reach_the_operator(make: Callable[..., nn.Module]) -> None:
     """From the constructor, and from copies and files of the module."""
     chain = make(**SOLVER)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ACTIVATIONS, NORMS, assert_close, each_module
+from cases import ACTIVATIONS, NORMS, assert_close, each_sequential
 from torch import nn
 
 import torch_deeppcr as dpcr
@@ -64,7 +64,7 @@ def test_mlp_chain_is_the_sequential(activation: str) -> None:
     assert torch.equal(again(x), chain(x))
 
 
-@each_module
+@each_sequential
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_round_trip_through_a_sequential(
     make: Callable[..., nn.Module], dtype: torch.dtype
