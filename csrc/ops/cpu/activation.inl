@@ -70,6 +70,16 @@ INLINE void FN(act_value)(const dpcr_activation kind, struct FN(act) act, VEC u,
     }
 }
 
+/* count < LANES elements; 4 and 8, the narrow states, in one move each */
+INLINE void FN(move_part)(int64_t count, const REAL *from, REAL *to) {
+    if (count == 4 && LANES > 4)
+        memcpy(to, from, 4 * sizeof(REAL));
+    else if (count == 8 && LANES > 8)
+        memcpy(to, from, 8 * sizeof(REAL));
+    else
+        memcpy(to, from, (size_t)count * sizeof(REAL));
+}
+
 /* Whole vectors, then the rest through a padded one: an element's bits do not depend on its place. */
 INLINE void FN(map)(const dpcr_activation kind, struct FN(act) act, int64_t count, const REAL *u, REAL *y,
                     REAL *d) {
@@ -82,10 +92,10 @@ INLINE void FN(map)(const dpcr_activation kind, struct FN(act) act, int64_t coun
     }
     if (i == count) return;
     VEC rest = {0};
-    memcpy(&rest, u + i, (size_t)(count - i) * sizeof(REAL));
+    FN(move_part)(count - i, u + i, (REAL *)&rest);
     FN(act_value)(kind, act, rest, &value, &slope);
-    if (y) memcpy(y + i, &value, (size_t)(count - i) * sizeof(REAL));
-    if (d) memcpy(d + i, &slope, (size_t)(count - i) * sizeof(REAL));
+    if (y) FN(move_part)(count - i, (const REAL *)&value, y + i);
+    if (d) FN(move_part)(count - i, (const REAL *)&slope, d + i);
 }
 
 INLINE void FN(map_wanted)(const dpcr_activation kind, struct FN(act) act, int64_t count, const REAL *u,

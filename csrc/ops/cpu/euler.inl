@@ -28,8 +28,7 @@ static void FN(euler_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, con
     const REAL scale = (REAL)chain->scale, *W = FN(parameter)(chain, DPCR_W1, l);
     REAL *D = scratch + w * n, *product = scratch + FN(euler_scratch_rows)(chain) * n;
     FN(linear)(w, n, w, W, z, FN(parameter)(chain, DPCR_B1, l), D);
-    FN(activation)(chain->activation, chain->activation_parameter, w * n, D, scratch, NULL);
-    FN(activation)(chain->activation, chain->activation_parameter, w * n, D, NULL, D);
+    FN(activation)(chain->activation, chain->activation_parameter, w * n, D, scratch, D);
     for (int64_t i = 0; i < w * n; i++) next[i] = z[i] + scale * scratch[i];
     for (int64_t p = 0; p < tangents.panels; p++) {
         REAL *Q = tangents.data + p * size;

@@ -31,8 +31,7 @@ static void FN(mlp_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, const
     const REAL *W = FN(parameter)(chain, DPCR_W1, l);
     REAL *D = scratch, *product = scratch + FN(mlp_scratch_rows)(chain) * n;
     FN(linear)(w, n, w, W, z, FN(parameter)(chain, DPCR_B1, l), D);
-    FN(activation)(chain->activation, chain->activation_parameter, w * n, D, next, NULL);
-    FN(activation)(chain->activation, chain->activation_parameter, w * n, D, NULL, D);
+    FN(activation)(chain->activation, chain->activation_parameter, w * n, D, next, D);
     for (int64_t p = 0; p < tangents.panels; p++) {
         REAL *Q = tangents.data + p * size;
         FN(product)(w, tangents.lanes, w, W, Q, product);

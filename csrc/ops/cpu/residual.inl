@@ -74,8 +74,7 @@ static void FN(residual_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, 
     REAL *outer = scratch + FN(residual_scratch_rows)(chain) * n, *inner = outer + size,
          *sums = inner + h * lanes;
     FN(residual_inner)(chain, l, n, z, &p);
-    FN(activation)(chain->activation, chain->activation_parameter, h * n, p.u, NULL, p.slope);
-    FN(activation)(chain->activation, chain->activation_parameter, h * n, p.u, p.u, NULL);
+    FN(activation)(chain->activation, chain->activation_parameter, h * n, p.u, p.u, p.slope);
     FN(residual_outer)(chain, l, n, z, p.u, next);
     for (int64_t c = 0; c < tangents.panels; c++) {
         REAL *Q = tangents.data + c * size;

@@ -82,9 +82,9 @@ static void SIZED(back_substitute_run)(const void *argument, int64_t task, void 
 }
 
 /* |v|, by its bits */
-INLINE SIZED(row) SIZED(absolute)(const SIZED(row) * v) {
+INLINE SIZED(row) SIZED(absolute)(SIZED(row) v) {
     const INT rest = ((((INT)1 << (8 * REAL_BYTES - 2)) - 1) * 2) + 1; /* all but the sign */
-    return (SIZED(row))(*(const SIZED(order) *)v & rest);
+    return (SIZED(row))((SIZED(order))v & rest);
 }
 
 INLINE REAL SIZED(largest)(SIZED(row) v) {
@@ -99,8 +99,8 @@ INLINE void SIZED(compare)(const REAL *x, const REAL *predicted, const REAL *b, 
     const SIZED(row) difference = end - *(const SIZED(row) *)predicted, none = difference - difference;
     REAL poison = none[0];
     for (int64_t i = 1; i < WIDTH; i++) poison += none[i];
-    *gap = (double)(SIZED(largest)(SIZED(absolute)(&difference)) + poison);
-    *size = (double)(SIZED(largest)(SIZED(absolute)(&end)) + SIZED(largest)(SIZED(absolute)(&right)));
+    *gap = (double)(SIZED(largest)(SIZED(absolute)(difference)) + poison);
+    *size = (double)(SIZED(largest)(SIZED(absolute)(end)) + SIZED(largest)(SIZED(absolute)(right)));
 }
 
 /* substitute where every segment is one step */
