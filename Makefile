@@ -23,7 +23,7 @@ done := $(VENV)/.deeppcr
 package_sources := CMakeLists.txt pyproject.toml LICENSE README.md \
     $(shell find cmake csrc shim torch_deeppcr -name __pycache__ -prune -o -print)
 python_folders := torch_deeppcr tests examples benchmarks .ci
-c_files := $(shell find csrc shim tests/c examples -name '*.[ch]' -o -name '*.inl' -o -name '*.cpp')
+c_files := $(shell find csrc shim tests/c tests/cuda_on_host examples -name '*.[ch]' -o -name '*.inl' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /    make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
