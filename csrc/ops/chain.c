@@ -51,8 +51,16 @@ static dpcr_status check_kinds(const dpcr_chain *chain) {
     return DPCR_OK;
 }
 
-dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr_plan *plan) {
+/* Chains run where the CPU's kernels do. */
+static dpcr_status check_device(dpcr_exec exec) {
     RETURN_IF(dpcr_check_exec(exec));
+    if (!exec.device->recurrence[0])
+        return dpcr_fail(DPCR_UNSUPPORTED, "exec.device: chains do not run on %s", exec.device->name);
+    return DPCR_OK;
+}
+
+dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr_plan *plan) {
+    RETURN_IF(check_device(exec));
     REQUIRE(chain, "chain is NULL");
     REQUIRE(plan, "plan is NULL");
     RETURN_IF(check_kinds(chain));
@@ -169,7 +177,7 @@ dpcr_status dpcr_chain_propagate(dpcr_exec exec, const dpcr_chain *chain, const 
 
 dpcr_status dpcr_activate(dpcr_exec exec, dpcr_dtype dtype, dpcr_activation activation,
                           const double parameter[2], int64_t count, const void *u, void *y, void *d) {
-    RETURN_IF(dpcr_check_exec(exec));
+    RETURN_IF(check_device(exec));
     const dpcr_chain chain = {
         .dtype = dtype,
         .activation = activation,

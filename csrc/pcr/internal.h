@@ -87,11 +87,13 @@ static inline int64_t dpcr_edge(int64_t k, int64_t L, int64_t S) {
 /* ---- devices -------------------------------------------------------------------------------- */
 
 struct recurrence_kernels;
+struct recurrence_solver;
 
 struct dpcr_device {
     const char *name;
     int index; /* where other layers keep their kernels for it: a dpcr_cpu_level */
-    const struct recurrence_kernels *recurrence[2]; /* by dtype */
+    const struct recurrence_kernels *recurrence[2]; /* by dtype, the CPU's alone: NULL elsewhere */
+    const struct recurrence_solver *solver;
 };
 
 #endif

@@ -35,11 +35,12 @@ extern "C" {
 #endif
 
 /* 0, or a negative code; the outputs of a failed call are unspecified. */
-#define DPCR_STATUS_LIST(X)                                                   \
-    X(DPCR_OK, 0, "success")                                                  \
-    X(DPCR_BAD_ARGUMENT, -1, "an argument is invalid")                        \
-    X(DPCR_UNSUPPORTED, -2, "this combination of arguments is not supported") \
-    X(DPCR_SMALL_WORKSPACE, -3, "the workspace is smaller than its query said")
+#define DPCR_STATUS_LIST(X)                                                     \
+    X(DPCR_OK, 0, "success")                                                    \
+    X(DPCR_BAD_ARGUMENT, -1, "an argument is invalid")                          \
+    X(DPCR_UNSUPPORTED, -2, "this combination of arguments is not supported")   \
+    X(DPCR_SMALL_WORKSPACE, -3, "the workspace is smaller than its query said") \
+    X(DPCR_DEVICE, -4, "the device refused a launch")
 
 typedef enum dpcr_status {
 #define DPCR_STATUS_ENUM(name, value, text) name = value,
@@ -73,6 +74,7 @@ typedef struct dpcr_exec { /* by value; owns nothing */
     dpcr_parallel_for parallel_for; /* NULL: one thread */
     void *pool;                     /* first argument of parallel_for */
     int64_t grain; /* operations that pay for another thread (a start costs 2 to 50 us); 0: always */
+    void *stream;  /* a CUDA device's: the cudaStream_t that everything is enqueued on */
 } dpcr_exec;
 
 /* Instruction-set levels of the CPU kernels; the others need an x86-64 processor that has them. */

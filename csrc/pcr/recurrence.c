@@ -1,22 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The linear recurrence over any device: arguments checked once, the problem brought to one form,
- * then
- *     reduce      every segment to an affine map
- *     eliminate   every second segment, in each of ceil(log2 S) levels, and
- *     back-substitute, level by level: cyclic reduction over the maps
- *     substitute  from the start states so found, checking them
- *     repair      the samples that failed the check, by the loop
- * or, with S = 1, the loop alone.  Work of S > 1 relative to the loop: about w (dense) or 2 (diagonal)
- * for the maps, of which cyclic reduction multiplies S more; depth 2 L / S + 2 log2 S.  Parallel cyclic
- * reduction, which needs no way back because it never drops an equation, has half that depth for
- * S log2 S products: right for a device with a processor per equation, ten times the work on any other.
+ * The linear recurrence over any device: arguments checked once, the problem brought to one form, the
+ * batch cut into tiles whose workspace fits, and the device's solver run on each.
  */
-#include "pcr/cpu/kernels.h"
+#include "pcr/device.h"
 
 #include <float.h>
 #include <math.h>
-#include <string.h>
 
 /* ---- checks --------------------------------------------------------------------------------- */
 
@@ -83,7 +73,8 @@ static double check_tolerance(dpcr_dtype dtype, int64_t L) {
 }
 
 static struct walk make_walk(dpcr_exec exec, const dpcr_recurrence *p, int64_t segments) {
-    struct walk walk = {.exec = exec, .block = p->block, .L = p->L, .B = p->B, .w = p->w, .S = segments};
+    struct walk walk = {
+        .exec = exec, .dtype = p->dtype, .block = p->block, .L = p->L, .B = p->B, .w = p->w, .S = segments};
     walk.shared = p->A.sample == 0 || p->B <= 1 || p->block == DPCR_IDENTITY;
     walk.wide = walk.shared && p->B >= 4; /* below, a panel is mostly empty lanes */
     walk.tolerance = check_tolerance(p->dtype, p->L);
@@ -101,35 +92,6 @@ static struct walk make_walk(dpcr_exec exec, const dpcr_recurrence *p, int64_t s
     return walk;
 }
 
-static const struct recurrence_kernels *kernels_of(dpcr_exec exec, dpcr_dtype dtype) {
-    return exec.device->recurrence[dtype];
-}
-
-/* The blocks, where they lie as the maps of segments of one step would. */
-static const void *packed_blocks(const struct walk *walk, dpcr_dtype dtype) {
-    const struct block_view *M = &walk->M;
-    const int64_t samples = walk->shared ? 1 : walk->B, size = walk->w * walk->w;
-    const bool packed = walk->block == DPCR_DENSE && walk->S == walk->L && M->row == walk->w && M->column == 1
-                        && M->step == samples * size && (samples == 1 || M->sample == size);
-    return packed ? (const char *)M->data + M->first * (int64_t)dpcr_size_of(dtype) : NULL;
-}
-
-/* Fills the walk's workspace pointers for its B samples; returns the bytes. */
-static size_t carve(struct walk *walk, dpcr_dtype dtype, void *base) {
-    const struct recurrence_kernels *kernels = kernels_of(walk->exec, dtype);
-    struct arena arena = {base, 0};
-    const int64_t tasks = walk->S * dpcr_ceil_div(walk->B, dpcr_max(kernels->group(walk), 1));
-    walk->scratch = dpcr_take(&arena, kernels->scratch(walk) * (size_t)dpcr_slots(walk->exec, tasks));
-    if (walk->S == 1) return arena.used;
-    const size_t element = dpcr_size_of(dtype), elements = (size_t)dpcr_level_elements(walk->S) * element;
-    const int64_t maps = (walk->shared ? 1 : walk->B) * dpcr_map_size(walk->block, walk->w);
-    walk->maps = dpcr_take(&arena, elements * (size_t)maps);
-    walk->offsets = dpcr_take(&arena, elements * (size_t)(walk->B * walk->w));
-    walk->gap = dpcr_take(&arena, (size_t)(walk->S * walk->B) * sizeof(double));
-    walk->size = dpcr_take(&arena, (size_t)(walk->S * walk->B) * sizeof(double));
-    return arena.used;
-}
-
 /* Samples [s0, s0 + n) of a walk over all of them. */
 static struct walk tile_of(const struct walk *whole, int64_t s0, int64_t n) {
     struct walk walk = *whole;
@@ -142,25 +104,25 @@ static struct walk tile_of(const struct walk *whole, int64_t s0, int64_t n) {
 }
 
 /* The largest tile of samples whose workspace fits the cap: bytes grow with the tile, so bisect. */
-static dpcr_status choose_tile(const struct walk *walk, dpcr_dtype dtype, const dpcr_plan *plan,
-                               int64_t *tile, size_t *bytes) {
+static dpcr_status choose_tile(const struct walk *walk, const dpcr_plan *plan, int64_t *tile, size_t *bytes) {
+    const struct recurrence_solver *solver = walk->exec.device->solver;
     struct walk trial = *walk;
     *tile = walk->B;
-    *bytes = carve(&trial, dtype, NULL);
+    *bytes = solver->workspace(&trial);
     if (plan->workspace_cap == 0 || *bytes <= plan->workspace_cap) return DPCR_OK;
     int64_t fits = 0, over = walk->B;
     while (over - fits > 1) {
         trial.B = fits + (over - fits) / 2;
-        if (carve(&trial, dtype, NULL) <= plan->workspace_cap)
+        if (solver->workspace(&trial) <= plan->workspace_cap)
             fits = trial.B;
         else
             over = trial.B;
     }
     trial.B = 1;
     REQUIRE(fits > 0, "plan.workspace_cap is %zu bytes, one sample needs %zu", plan->workspace_cap,
-            carve(&trial, dtype, NULL));
+            solver->workspace(&trial));
     trial.B = *tile = fits;
-    *bytes = carve(&trial, dtype, NULL);
+    *bytes = solver->workspace(&trial);
     return DPCR_OK;
 }
 
@@ -172,31 +134,14 @@ dpcr_status dpcr_recurrence_workspace(dpcr_exec exec, const dpcr_recurrence *pro
     if (empty(problem)) return DPCR_OK;
     const struct walk walk = make_walk(exec, problem, plan->segments);
     int64_t tile;
-    return choose_tile(&walk, problem->dtype, plan, &tile, bytes);
+    return choose_tile(&walk, plan, &tile, bytes);
 }
 
 /* ---- solve ---------------------------------------------------------------------------------- */
 
-int dpcr_cyclic_reduction(const struct walk *walk, const struct recurrence_kernels *kernels) {
-    int levels = 0;
-    for (; dpcr_level(walk->S, levels).count > 1; levels++) kernels->eliminate(walk, levels);
-    for (int level = levels; level-- > 0;) kernels->back_substitute(walk, level);
-    return levels;
-}
-
-/* One tile of samples -> number of levels */
-static int64_t solve_tile(const struct walk *walk, const struct recurrence_kernels *kernels,
-                          int32_t *recomputed) {
-    if (walk->S == 1) {
-        kernels->sequential(walk);
-        for (int64_t s = 0; recomputed && s < walk->B; s++) recomputed[s] = 0;
-        return 0;
-    }
-    kernels->reduce(walk);
-    const int levels = dpcr_cyclic_reduction(walk, kernels);
-    kernels->substitute(walk);
-    kernels->repair(walk, recomputed);
-    return levels;
+static dpcr_status clear_flags(dpcr_exec exec, const dpcr_recurrence *p) {
+    const struct strided flags = {p->recomputed, sizeof *p->recomputed, {p->B, 1, 1, 1}, {1, 0, 0, 0}};
+    return p->recomputed ? exec.device->solver->clear(exec, &flags) : DPCR_OK;
 }
 
 dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem, const dpcr_plan *plan,
@@ -204,21 +149,17 @@ dpcr_status dpcr_recurrence_solve(dpcr_exec exec, const dpcr_recurrence *problem
     RETURN_IF(check_problem(exec, problem, plan));
     RETURN_IF(check_arrays(problem));
     if (levels) *levels = 0;
-    if (empty(problem)) {
-        for (int64_t s = 0; problem->recomputed && s < problem->B; s++) problem->recomputed[s] = 0;
-        return DPCR_OK;
-    }
+    if (empty(problem)) return clear_flags(exec, problem);
     const struct walk walk = make_walk(exec, problem, plan->segments);
     int64_t tile;
     size_t bytes;
-    RETURN_IF(choose_tile(&walk, problem->dtype, plan, &tile, &bytes));
+    RETURN_IF(choose_tile(&walk, plan, &tile, &bytes));
     RETURN_IF(dpcr_check_workspace(workspace, bytes));
     for (int64_t s0 = 0; s0 < problem->B; s0 += tile) {
-        struct walk part = tile_of(&walk, s0, dpcr_min(tile, problem->B - s0));
-        carve(&part, problem->dtype, workspace.data);
-        part.direct = packed_blocks(&part, problem->dtype);
-        const int64_t ran = solve_tile(&part, kernels_of(exec, problem->dtype),
-                                       problem->recomputed ? problem->recomputed + s0 : NULL);
+        const struct walk part = tile_of(&walk, s0, dpcr_min(tile, problem->B - s0));
+        int64_t ran;
+        RETURN_IF(exec.device->solver->solve(&part, workspace.data,
+                                             problem->recomputed ? problem->recomputed + s0 : NULL, &ran));
         if (levels) *levels = ran;
     }
     return DPCR_OK;
@@ -243,20 +184,18 @@ static dpcr_status check_gradients(const dpcr_recurrence *p, const dpcr_recurren
 }
 
 /* Gradients of a problem without elements: those that have any are empty sums. */
-static void clear_gradients(const dpcr_recurrence *p, const dpcr_recurrence_gradients *g) {
-    const int64_t element = (int64_t)dpcr_size_of(p->dtype), blocks = g->A.sample == 0 ? 1 : p->B;
-    const dpcr_blocks A = g->A;
-    for (int64_t s = 0; g->x0.data && s < p->B; s++)
-        memset((char *)g->x0.data + s * g->x0.sample * element, 0, (size_t)(p->w * element));
-    for (int64_t l = 0; A.data && l < p->L; l++)
-        for (int64_t s = 0; s < blocks; s++)
-            for (int64_t i = 0; i < (p->block == DPCR_SCALAR ? 1 : p->w); i++)
-                for (int64_t j = 0; j < (p->block == DPCR_DENSE ? p->w : 1); j++)
-                    memset((char *)A.data
-                               + (l * A.step + s * A.sample + i * (p->block == DPCR_DENSE ? A.row : 1)
-                                  + j * A.column)
-                                     * element,
-                           0, (size_t)element);
+static dpcr_status clear_gradients(dpcr_exec exec, const dpcr_recurrence *p,
+                                   const dpcr_recurrence_gradients *g) {
+    const size_t element = dpcr_size_of(p->dtype);
+    const bool dense = p->block == DPCR_DENSE;
+    const struct strided x0 = {g->x0.data, element, {1, 1, p->B, p->w}, {0, 0, g->x0.sample, 1}};
+    const struct strided A = {
+        g->A.data,
+        element,
+        {p->L, g->A.sample == 0 ? 1 : p->B, p->block == DPCR_SCALAR ? 1 : p->w, dense ? p->w : 1},
+        {g->A.step, g->A.sample, dense ? g->A.row : 1, g->A.column}};
+    if (x0.data) RETURN_IF(exec.device->solver->clear(exec, &x0));
+    return A.data ? exec.device->solver->clear(exec, &A) : DPCR_OK;
 }
 
 dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *problem,
@@ -264,10 +203,7 @@ dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *prob
                                      dpcr_buffer workspace) {
     RETURN_IF(check_problem(exec, problem, plan));
     RETURN_IF(check_gradients(problem, gradients));
-    if (empty(problem)) {
-        clear_gradients(problem, gradients);
-        return DPCR_OK;
-    }
+    if (empty(problem)) return clear_gradients(exec, problem, gradients);
     dpcr_recurrence adjoint = *problem;
     adjoint.transposed = true;
     adjoint.b = gradients->x;
@@ -276,19 +212,18 @@ dpcr_status dpcr_recurrence_backward(dpcr_exec exec, const dpcr_recurrence *prob
     adjoint.recomputed = NULL;
     RETURN_IF(dpcr_recurrence_solve(exec, &adjoint, plan, workspace, NULL));
 
-    const struct recurrence_kernels *kernels = kernels_of(exec, problem->dtype);
+    const struct recurrence_solver *solver = exec.device->solver;
     struct walk walk = make_walk(exec, problem, 1);
     walk.b = (struct vector_view){gradients->b.data, 0, gradients->b.step, gradients->b.sample};
-    walk.scratch = workspace.data; /* of one task: the solve has had at least that */
     const bool shared = walk.shared;
     walk.shared =
         gradients->A.sample == 0; /* may differ: shared blocks can be seen as equal ones of every sample */
     if (gradients->A.data)
-        kernels->gradient(&walk,
-                          (struct block_view){gradients->A.data, 0, gradients->A.step, gradients->A.sample,
-                                              gradients->A.row, gradients->A.column});
+        RETURN_IF(
+            solver->gradient(&walk, workspace.data,
+                             (struct block_view){gradients->A.data, 0, gradients->A.step, gradients->A.sample,
+                                                 gradients->A.row, gradients->A.column}));
     walk.shared = shared;
-    if (gradients->x0.data)
-        kernels->start_gradient(&walk, (struct vector_view){gradients->x0.data, 0, 0, gradients->x0.sample});
-    return DPCR_OK;
+    const struct vector_view start = {gradients->x0.data, 0, 0, gradients->x0.sample};
+    return start.data ? solver->start_gradient(&walk, workspace.data, start) : DPCR_OK;
 }

@@ -15,13 +15,14 @@
 /* ---- statuses ------------------------------------------------------------------------------- */
 
 static void check_sentences(void) {
-    static const dpcr_status codes[] = {DPCR_OK, DPCR_BAD_ARGUMENT, DPCR_UNSUPPORTED, DPCR_SMALL_WORKSPACE};
+    static const dpcr_status codes[] = {DPCR_OK, DPCR_BAD_ARGUMENT, DPCR_UNSUPPORTED, DPCR_SMALL_WORKSPACE,
+                                         DPCR_DEVICE};
     const char *unknown = dpcr_strerror((dpcr_status)77);
     check_context("dpcr_strerror");
     CHECK(DPCR_OK == 0, "success is not 0");
     CHECK(unknown && *unknown && unknown == dpcr_strerror((dpcr_status)-99),
           "an unknown code has no sentence");
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         const char *sentence = dpcr_strerror(codes[i]);
         CHECK(i == 0 || codes[i] < 0, "code %d", (int)codes[i]);
         CHECK(sentence && strlen(sentence) > 4 && strcmp(sentence, unknown) != 0, "code %d has no sentence",

@@ -7,9 +7,12 @@
 
 #ifdef DPCR_HAVE_X86_64_LEVELS
 static const struct dpcr_device devices[DPCR_CPU_LEVELS] = {
-    {"cpu (generic)", DPCR_GENERIC, {&dpcr_recurrence_generic[0], &dpcr_recurrence_generic[1]}},
-    {"cpu (x86-64-v3)", DPCR_X86_64_V3, {&dpcr_recurrence_v3[0], &dpcr_recurrence_v3[1]}},
-    {"cpu (x86-64-v4)", DPCR_X86_64_V4, {&dpcr_recurrence_v4[0], &dpcr_recurrence_v4[1]}},
+    {"cpu (generic)",
+     DPCR_GENERIC,
+     {&dpcr_recurrence_generic[0], &dpcr_recurrence_generic[1]},
+     &dpcr_cpu_solver},
+    {"cpu (x86-64-v3)", DPCR_X86_64_V3, {&dpcr_recurrence_v3[0], &dpcr_recurrence_v3[1]}, &dpcr_cpu_solver},
+    {"cpu (x86-64-v4)", DPCR_X86_64_V4, {&dpcr_recurrence_v4[0], &dpcr_recurrence_v4[1]}, &dpcr_cpu_solver},
 };
 
 static bool runs_here(dpcr_cpu_level level) {
@@ -22,7 +25,10 @@ static bool runs_here(dpcr_cpu_level level) {
 }
 #else
 static const struct dpcr_device devices[DPCR_CPU_LEVELS] = {
-    {"cpu (generic)", DPCR_GENERIC, {&dpcr_recurrence_generic[0], &dpcr_recurrence_generic[1]}},
+    {"cpu (generic)",
+     DPCR_GENERIC,
+     {&dpcr_recurrence_generic[0], &dpcr_recurrence_generic[1]},
+     &dpcr_cpu_solver},
 };
 
 static bool runs_here(dpcr_cpu_level level) {

@@ -1,51 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Kernels of the linear recurrence, as a device offers them to recurrence.c.  They see one *walk*:
- * either problem of pcr.h brought to the form  x_j = M_j x_{j-1} + b_j,  j = 0..L-1,  by strides alone.
+ * The CPU's kernels of the linear recurrence, one table per instruction-set level and dtype: what
+ * solver.c drives, and the driver of the chains its cyclic reduction of.
  */
-#ifndef DEEPPCR_PCR_KERNELS_H
-#define DEEPPCR_PCR_KERNELS_H
+#ifndef DEEPPCR_PCR_CPU_KERNELS_H
+#define DEEPPCR_PCR_CPU_KERNELS_H
 
-#include "pcr/internal.h"
-
-/* Element strides; first: offset of step 0 from data.  M_0 lies outside the array where the problem
- * is transposed: it is not read, because those start from zero. */
-struct block_view {
-    const void *data;
-    int64_t first, step, sample, row, column;
-};
-
-struct vector_view {
-    void *data;
-    int64_t first, step, sample;
-};
-
-struct walk {
-    dpcr_exec exec;
-    dpcr_block block;
-    int64_t L, B, w, S;
-    bool shared; /* blocks serve all samples */
-    /* dense shared blocks act on panels of samples; set by the whole batch, so that tiling it changes no bit */
-    bool wide;
-    struct block_view M;
-    struct vector_view b, x0, x; /* x0.data NULL: zero, M_0 is not read */
-    double tolerance;            /* relative, of the check in repair */
-
-    /* workspace; S > 1 only, but for scratch.  All levels of the cyclic reduction lie one after another. */
-    void *maps; /* (dpcr_level_elements(S), shared ? 1 : B, map): level 0 is the segments' maps */
-    /* the blocks themselves where they are level 0: segments of one step, packed as the maps; else NULL */
-    const void *direct;
-    void *offsets; /* (dpcr_level_elements(S),B,w); after back substitution x at the end of every segment */
-    double *gap;   /* (S,B) distance of each segment's end from its prediction, NaN where not finite */
-    double *size;  /* (S,B) |x| + |b| there: what the gap is measured by */
-    char *scratch;
-
-    /* Own blocks only; NULL: every sample, all maps. */
-    const unsigned char *skip; /* (B) samples that are not solved */
-    /* (dpcr_level_elements(S),B) which maps are new since the last solve of the same system: of level 0 the
-     * caller says it, of the others eliminate does, and multiplies only those. */
-    unsigned char *fresh;
-};
+#include "pcr/device.h"
 
 /* Elements of a task of the cyclic reduction where they are narrow. */
 enum { RUN = 64 };
@@ -74,11 +35,6 @@ struct recurrence_kernels {
 
 /* Offsets of level 0 -> x at the end of every segment; returns the number of levels, ceil(log2 S). */
 int dpcr_cyclic_reduction(const struct walk *walk, const struct recurrence_kernels *kernels);
-
-/* Elements of one segment map. */
-static inline int64_t dpcr_map_size(dpcr_block block, int64_t w) {
-    return block == DPCR_DENSE ? w * w : block == DPCR_DIAGONAL ? w : block == DPCR_SCALAR ? 1 : 0;
-}
 
 /* Elements of level t of a cyclic reduction over S, and those of all levels before it. */
 struct level {
@@ -109,5 +65,7 @@ static inline int64_t dpcr_level_elements(int64_t S) {
 /* [DPCR_F32], [DPCR_F64] of each level */
 extern const struct recurrence_kernels dpcr_recurrence_generic[2], dpcr_recurrence_v3[2],
     dpcr_recurrence_v4[2];
+
+extern const struct recurrence_solver dpcr_cpu_solver;
 
 #endif
