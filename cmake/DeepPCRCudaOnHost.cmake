@@ -28,3 +28,23 @@ target_include_directories(test_simulator PRIVATE tests/c)
 target_link_libraries(test_simulator PRIVATE deeppcr_simulator m)
 set_target_properties(test_simulator PROPERTIES LINKER_LANGUAGE C)
 add_test(NAME test_simulator COMMAND test_simulator)
+
+# The CUDA device of csrc/pcr/cuda, and the recurrence's conformance suite with it as one more backend.  A
+# simulated access costs some 20 ns, so the tables are the thinned ones.
+file(GLOB kernels CONFIGURE_DEPENDS csrc/pcr/cuda/*.cu)
+add_library(deeppcr_cuda_kernels_on_host OBJECT ${kernels})
+deeppcr_compile_for_host(deeppcr_cuda_kernels_on_host ${kernels})
+
+add_library(deeppcr_test_support_cuda OBJECT ${support})
+target_compile_definitions(deeppcr_test_support_cuda PUBLIC DPCR_TEST_REDUCED DPCR_TEST_CUDA_ON_HOST)
+target_include_directories(deeppcr_test_support_cuda PUBLIC tests/c ${cuda_on_host})
+target_link_libraries(deeppcr_test_support_cuda PUBLIC deeppcr_flags deeppcr_static Threads::Threads)
+file(GLOB conformance CONFIGURE_DEPENDS tests/c/test_recurrence*.c)
+foreach(test IN LISTS conformance)
+    cmake_path(GET test STEM name)
+    add_executable(${name}_cuda_on_host ${test})
+    target_link_libraries(${name}_cuda_on_host PRIVATE
+        deeppcr_cuda_kernels_on_host deeppcr_simulator deeppcr_test_support_cuda m)
+    set_target_properties(${name}_cuda_on_host PROPERTIES LINKER_LANGUAGE C)
+    add_test(NAME ${name}_cuda_on_host COMMAND ${name}_cuda_on_host)
+endforeach()

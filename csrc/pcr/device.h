@@ -70,7 +70,7 @@ struct recurrence_solver {
 };
 
 /* Elements of one segment map. */
-static inline int64_t dpcr_map_size(dpcr_block block, int64_t w) {
+static inline DPCR_EVERYWHERE int64_t dpcr_map_size(dpcr_block block, int64_t w) {
     return block == DPCR_DENSE ? w * w : block == DPCR_DIAGONAL ? w : block == DPCR_SCALAR ? 1 : 0;
 }
 

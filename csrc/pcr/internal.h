@@ -7,6 +7,17 @@
 
 #include "pcr.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Small functions that kernels call, too. */
+#ifdef __CUDACC__
+#define DPCR_EVERYWHERE __host__ __device__
+#else
+#define DPCR_EVERYWHERE
+#endif
+
 /* ---- errors: a status up, the sentence in a thread-local ------------------------------------ */
 
 dpcr_status dpcr_fail(dpcr_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -67,20 +78,20 @@ static inline int64_t dpcr_slots(dpcr_exec exec, int64_t count) {
 
 void dpcr_run_tasks(dpcr_exec exec, const struct tasks *tasks);
 
-static inline int64_t dpcr_min(int64_t a, int64_t b) {
+static inline DPCR_EVERYWHERE int64_t dpcr_min(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-static inline int64_t dpcr_max(int64_t a, int64_t b) {
+static inline DPCR_EVERYWHERE int64_t dpcr_max(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static inline int64_t dpcr_ceil_div(int64_t a, int64_t b) {
+static inline DPCR_EVERYWHERE int64_t dpcr_ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
 /* First step (from 0) of segment k = 0..S of a chain of L steps: floor(k L / S) without overflow. */
-static inline int64_t dpcr_edge(int64_t k, int64_t L, int64_t S) {
+static inline DPCR_EVERYWHERE int64_t dpcr_edge(int64_t k, int64_t L, int64_t S) {
     return k * (L / S) + k * (L % S) / S;
 }
 
@@ -95,5 +106,9 @@ struct dpcr_device {
     const struct recurrence_kernels *recurrence[2]; /* by dtype, the CPU's alone: NULL elsewhere */
     const struct recurrence_solver *solver;
 };
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

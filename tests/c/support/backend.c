@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The list of backends (every level of the CPU kernels) and guarded buffers.
+ * The list of backends (every level of the CPU kernels and, where the build says
+ * DPCR_TEST_CUDA_ON_HOST, the CUDA kernels on their simulator) and guarded buffers.
  */
 #include "backend.h"
 
@@ -66,10 +67,44 @@ static backend cpu_backend(const char *name, dpcr_cpu_level level) {
     return at;
 }
 
+/* ---- CUDA kernels on the host --------------------------------------------------------------- */
+
+#ifdef DPCR_TEST_CUDA_ON_HOST
+#include "cuda_on_host.h"
+#include "pcr/cuda/cuda.h"
+
+enum { BACKENDS = DPCR_CPU_LEVELS + 1 };
+
+/* Every mode is an order of blocks, warps and lanes. */
+static void *cuda_stream(mode m) {
+    return cuda_on_host_stream((uint64_t)m);
+}
+
+static void add_cuda(backend *list) {
+    const backend at = {
+        .name = "cuda on host",
+        .device = dpcr_cuda_device(),
+        .allocate = cuda_on_host_allocate,
+        .release = cuda_on_host_release,
+        .to_device = cuda_on_host_copy,
+        .to_host = cuda_on_host_copy,
+        .fence = cuda_on_host_fence,
+        .stream = cuda_stream,
+    };
+    list[DPCR_CPU_LEVELS] = at;
+}
+#else
+enum { BACKENDS = DPCR_CPU_LEVELS };
+
+static void add_cuda(backend *list) {
+    (void)list;
+}
+#endif
+
 const backend *backends(int *count) {
-    static backend list[DPCR_CPU_LEVELS];
+    static backend list[BACKENDS];
     static bool known;
-    *count = DPCR_CPU_LEVELS;
+    *count = BACKENDS;
     if (known) {
         return list;
     }
@@ -77,6 +112,7 @@ const backend *backends(int *count) {
     list[DPCR_GENERIC] = cpu_backend("cpu generic", DPCR_GENERIC);
     list[DPCR_X86_64_V3] = cpu_backend("cpu x86-64-v3", DPCR_X86_64_V3);
     list[DPCR_X86_64_V4] = cpu_backend("cpu x86-64-v4", DPCR_X86_64_V4);
+    add_cuda(list);
     for (int i = 0; i < *count; i++) {
         if (list[i].device == NULL) {
             check_skip(list[i].name, list[i].reason);
@@ -92,6 +128,7 @@ const char *mode_name(mode m) {
 
 dpcr_exec backend_exec(const backend *at, mode m) {
     dpcr_exec exec = {.device = at->device, .threads = 1};
+    exec.stream = at->stream != NULL ? at->stream(m) : NULL;
     if (m == MODE_SHUFFLED) {
         exec.parallel_for = shuffled_for;
     } else if (m == MODE_POOL) {

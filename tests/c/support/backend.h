@@ -12,6 +12,13 @@
 
 #include "pcr/pcr.h"
 
+typedef enum mode {
+    MODE_ALONE,    /* no parallel_for */
+    MODE_SHUFFLED, /* on the calling thread, in ranges of random sizes and order */
+    MODE_POOL,     /* three threads, ranges as above */
+    MODES
+} mode;
+
 typedef struct backend {
     const char *name;
     const dpcr_device *device;
@@ -22,17 +29,11 @@ typedef struct backend {
     void (*to_host)(void *host, const void *device, size_t bytes);
     void (*fence)(void *data, size_t bytes,
                   bool closed); /* closed: reading or writing there is an error that a sanitizer reports */
+    void *(*stream)(mode m);    /* exec.stream of a mode; NULL: none */
 } backend;
 
 /* The list; the first call prints what is skipped. */
 const backend *backends(int *count);
-
-typedef enum mode {
-    MODE_ALONE,    /* no parallel_for */
-    MODE_SHUFFLED, /* on the calling thread, in ranges of random sizes and order */
-    MODE_POOL,     /* three threads, ranges as above */
-    MODES
-} mode;
 
 const char *mode_name(mode m);
 dpcr_exec backend_exec(const backend *at, mode m);

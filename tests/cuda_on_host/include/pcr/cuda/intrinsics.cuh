@@ -11,6 +11,8 @@
 
 #define DYNAMIC_SHARED(type, name) type *const name = (type *)cuda_on_host::shared_array(NULL, #name, 0)
 
+#define UNROLL _Pragma("GCC unroll 32")
+
 inline float fused(float a, float b, float c) {
     return __builtin_fmaf(a, b, c);
 }
@@ -22,6 +24,9 @@ inline double fused(double a, double b, double c) {
 inline void grid_barrier(DPCR_HERE) {
     cuda_on_host::grid_barrier(at);
 }
+
+/* Few, so that blocks have several tasks here, too. */
+static const int64_t kMaxBlocks = 61;
 
 struct launch_shape {
     int64_t blocks;

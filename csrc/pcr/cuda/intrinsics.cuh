@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * All that kernels and launchers use of the machine beyond the CUDA language itself, so that a twin of
+ * this header (tests/cuda_on_host) can stand for it.
+ */
+#ifndef DEEPPCR_PCR_CUDA_INTRINSICS_H
+#define DEEPPCR_PCR_CUDA_INTRINSICS_H
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+/* An array of the block; the one whose size the launch says, at most one a kernel. */
+#define SHARED(type, name, count) __shared__ type name[count]
+#define DYNAMIC_SHARED(type, name)                                       \
+    extern __shared__ __align__(16) unsigned char dpcr_dynamic_shared[]; \
+    type *const name = (type *)dpcr_dynamic_shared
+
+/* Before a loop whose arrays are to live in registers. */
+#define UNROLL _Pragma("unroll")
+
+/* a b + c, rounded once.  Named, so that no kernel depends on what a compiler contracts: the loop and the
+ * walks must agree to the bit. */
+__device__ __forceinline__ float fused(float a, float b, float c) {
+    return __fmaf_rn(a, b, c);
+}
+
+__device__ __forceinline__ double fused(double a, double b, double c) {
+    return __fma_rn(a, b, c);
+}
+
+/* Of all threads of a cooperative launch. */
+__device__ __forceinline__ void grid_barrier() {
+    cooperative_groups::this_grid().sync();
+}
+
+/* Of a grid; whoever has more tasks gives each block several. */
+static const int64_t kMaxBlocks = INT32_MAX;
+
+struct launch_shape {
+    int64_t blocks;
+    int threads;
+    size_t shared; /* bytes of DYNAMIC_SHARED */
+    bool cooperative;
+};
+
+template <auto KERNEL, class... A>
+cudaError_t launch(const launch_shape &shape, cudaStream_t stream, A... arguments) {
+    cudaLaunchAttribute together = {};
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)shape.blocks);
+    config.blockDim = dim3((unsigned)shape.threads);
+    config.dynamicSmemBytes = shape.shared;
+    config.stream = stream;
+    config.attrs = &together;
+    config.numAttrs = shape.cooperative;
+    return cudaLaunchKernelEx(&config, KERNEL, arguments...);
+}
+
+#endif
