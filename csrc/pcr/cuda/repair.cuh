@@ -92,12 +92,11 @@ __global__ void __launch_bounds__(256) repair_kernel(int64_t samples, struct wal
             const segment_end<T> end = segment_end_of<T>(walk, args, k, s);
             close = close && (double)end.gap <= walk.tolerance * (double)end.size;
         }
-        const bool all_close = __syncthreads_and(close);
+        const bool all_close = __syncthreads_and(close); /* and nobody still reads the last verdict */
         if (threadIdx.x == 0) failed[0] = !all_close && !agrees<T>(walk, args, s);
         __syncthreads(); /* everybody reads the verdict, and x is not read any more */
         if (failed[0]) recompute<BLOCK, T, W>(walk, s);
         if (threadIdx.x == 0 && args.recomputed) args.recomputed[s] = failed[0];
-        __syncthreads(); /* before the next sample's verdict */
     }
 }
 
