@@ -99,9 +99,20 @@ static inline bool dpcr_no_states(const dpcr_chain *chain) {
     return chain->B == 0 || chain->w == 0;
 }
 
+/* Layers that follow each other in a step, each with an activation. */
+static inline int64_t dpcr_step_layers(const dpcr_chain *chain) {
+    return chain->step == DPCR_LAYERS ? chain->layers : 1;
+}
+
 /* Flops of the matrix products of a step, for one vector. */
 static inline double dpcr_step_flops(const dpcr_chain *chain) {
-    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)chain->w * (double)chain->h;
+    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)dpcr_step_layers(chain) * (double)chain->w
+           * (double)chain->h;
+}
+
+/* Whether z is a term of f(z). */
+static inline bool dpcr_has_skip(const dpcr_chain *chain) {
+    return chain->step == DPCR_LAYERS ? chain->skip : chain->step != DPCR_MLP;
 }
 
 #endif

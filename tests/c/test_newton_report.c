@@ -55,7 +55,7 @@ static int64_t levels_of(int64_t S) {
 /* ---- formulas ------------------------------------------------------------------------------- */
 
 static double step_flops(const chain_row *row) {
-    return (row->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)row->w * (double)row->h;
+    return 2 * (double)(chain_row_matrices(row) * row->w * row->h);
 }
 
 /* Of one solve of the system with S start states, the first of them known, and of the update with d:
@@ -125,6 +125,7 @@ static void check_sequential(const backend *at, dpcr_dtype dtype) {
     for (int k = 0; k < DPCR_STEPS; k++) {
         row.step = (dpcr_step)k;
         row.scale = 0.01;
+        row.layers = 3;
         row.h = row.step == DPCR_RESIDUAL ? 3 : WIDTH;
         row.present = 1U << DPCR_W1 | (row.step == DPCR_RESIDUAL ? 1U << DPCR_W2 : 0);
         chain_case c = chain_case_create(&row, dtype);

@@ -8,8 +8,10 @@
  */
 
 static const struct FN(step_kind) * FN(kind_of)(const dpcr_chain *chain) {
-    static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {
-        [DPCR_MLP] = &FN(mlp), [DPCR_RESIDUAL] = &FN(residual), [DPCR_EULER] = &FN(euler)};
+    static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {[DPCR_MLP] = &FN(mlp),
+                                                                  [DPCR_RESIDUAL] = &FN(residual),
+                                                                  [DPCR_EULER] = &FN(euler),
+                                                                  [DPCR_LAYERS] = &FN(layers)};
     return kinds[chain->step];
 }
 
@@ -26,8 +28,7 @@ static size_t FN(bytes)(int64_t elements) {
 
 /* Operations of one pass over the chain, per sample. */
 static double FN(step_work)(const dpcr_chain *chain) {
-    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)chain->w * (double)chain->h
-           + 40.0 * (double)chain->h;
+    return dpcr_step_flops(chain) + 40.0 * (double)dpcr_step_layers(chain) * (double)chain->h;
 }
 
 /* Row (l, s) of an array (-,B,w) of the chain. */
