@@ -169,8 +169,10 @@ typedef struct dpcr_pullback {
     const void *gstates;     /* (L,B,w) gradients of all states, added to it, or NULL: zero */
     void *gz0;               /* (B,w), or NULL: not wanted */
     void *gparameter[DPCR_PARAMETERS]; /* shaped as the parameters; NULL: not wanted, and costs nothing */
-    double *report;                    /* (DPCR_REPORT,B), or NULL */
-    const dpcr_newton *newton;         /* NULL: the default */
+    const unsigned char *frozen; /* (L) nonzero: the parameters of step l want no gradient, their rows come
+                                          back zero and cost nothing; NULL: none */
+    double *report;              /* (DPCR_REPORT,B), or NULL */
+    const dpcr_newton *newton;   /* NULL: the default */
 } dpcr_pullback;
 
 DPCR_API dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chain,

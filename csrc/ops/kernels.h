@@ -49,6 +49,8 @@ struct pullback_pass {
     const struct newton_sample *control;
     void *saved;        /* (last-first,B,saved) what the parameter gradients need, or NULL: none wanted */
     int64_t saved_size; /* elements of it per step and sample */
+    bool
+        parameters_alone; /* nobody reads the ends: a segment is walked back as far as there are gradients to sum */
     char *scratch;
     size_t scratch_bytes;
 };
@@ -102,6 +104,12 @@ static inline bool dpcr_no_states(const dpcr_chain *chain) {
 /* Layers that follow each other in a step, each with an activation. */
 static inline int64_t dpcr_step_layers(const dpcr_chain *chain) {
     return chain->step == DPCR_LAYERS ? chain->layers : 1;
+}
+
+/* The first of the steps first..last-1 that is not frozen, or last. */
+static inline int64_t dpcr_first_thawed(const dpcr_pullback *arrays, int64_t first, int64_t last) {
+    while (arrays->frozen && first < last && arrays->frozen[first]) first++;
+    return first;
 }
 
 /* Flops of the matrix products of a step, for one vector. */

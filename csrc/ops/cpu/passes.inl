@@ -250,14 +250,19 @@ static const REAL *FN(before)(const struct pullback_pass *pass, int64_t l, int64
                             : FN(row)(pass->states, l - 1 - pass->states_first, s, pass->chain);
 }
 
+static bool FN(is_frozen)(const struct pullback_pass *pass, int64_t l) {
+    return pass->arrays->frozen && pass->arrays->frozen[l];
+}
+
 /* One tile back through the steps of a segment that are in the pass. */
 static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const struct FN(tile_at) * at,
                           void *memory) {
     const dpcr_chain *chain = pass->chain;
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
     const int64_t w = chain->w, n = at->n, s0 = pass->sample + at->s0, own = pass->S - 1 - k;
-    const int64_t first = dpcr_max(pass->first, dpcr_edge(own, chain->L, pass->S)),
-                  last = dpcr_min(pass->last, dpcr_edge(own + 1, chain->L, pass->S));
+    const int64_t start = dpcr_edge(own, chain->L, pass->S), end = dpcr_edge(own + 1, chain->L, pass->S);
+    const int64_t thawed = pass->parameters_alone ? dpcr_first_thawed(pass->arrays, start, end) : start,
+                  first = dpcr_max(pass->first, thawed), last = dpcr_min(pass->last, end);
     struct arena arena = {memory, 0};
     REAL *g = dpcr_take(&arena, FN(bytes)(w * n));
     struct FN(step_back) back = {.n = n, .count = at->count, .g = g, .scratch = dpcr_take(&arena, 0)};
@@ -266,7 +271,8 @@ static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const str
         back.l = l;
         back.before = FN(before)(pass, l, s0);
         back.after = FN(row)(pass->states, l - pass->states_first, s0, chain);
-        if (pass->saved)
+        back.saved = NULL;
+        if (pass->saved && !FN(is_frozen)(pass, l))
             back.saved = (REAL *)pass->saved + ((l - pass->first) * chain->B + s0) * pass->saved_size;
         if (pass->arrays->gstates)
             FN(add_tile)(w, at->count, n, FN(row)(pass->arrays->gstates, l, s0, chain), g);
@@ -319,6 +325,7 @@ static void FN(finish_pullback)(const struct pullback_pass *pass) {
 static void FN(gradient_task)(const void *argument, int64_t task, void *memory) {
     (void)memory;
     const struct pullback_pass *pass = argument;
+    if (FN(is_frozen)(pass, pass->first + task)) return;
     const REAL *saved = (const REAL *)pass->saved + task * pass->chain->B * pass->saved_size;
     FN(kind_of)(pass->chain)
         ->gradient(pass, pass->first + task, saved, FN(before)(pass, pass->first + task, 0));
