@@ -24,6 +24,7 @@ from ._plan import ChainInfo, ConvergenceError, ConvergenceWarning, Plan, Status
 from .functional import (  # noqa: E402
     RecurrenceInfo,
     euler_chain,
+    layers_chain,
     linear_recurrence,
     mlp_chain,
     residual_chain,
@@ -37,6 +38,7 @@ __all__ = [
     "RecurrenceInfo",
     "Status",
     "euler_chain",
+    "layers_chain",
     "linear_recurrence",
     "mlp_chain",
     "native_available",

@@ -118,6 +118,13 @@ def segments(value: object, length: int | None = None) -> Any:
     return value
 
 
+def frozen(flags: Sequence[bool], length: int) -> None:
+    if flags and len(flags) != length:
+        raise ValueError(
+            f"frozen must be empty or hold {length} flags, one for each step, got {len(flags)}"
+        )
+
+
 def norm_parameters(norm: str, norm_weight: object, norm_bias: object) -> None:
     """The parameters that a normalisation has no use for must be None."""
     if norm_weight is not None and norm == "none":

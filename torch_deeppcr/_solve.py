@@ -39,6 +39,7 @@ class Call(NamedTuple):
     return_info: bool
     solver: Solver
     planner: Planner | None = None  # of a module
+    frozen: tuple[bool, ...] = ()  # steps whose parameters are constants; empty: none
 
 
 def run(
@@ -52,6 +53,7 @@ def run(
         parameters = tuple(map(to_float32, parameters))
         guess = to_float32(guess)
     length = _checks.parameters(kind.shapes, parameters, "input", state)["L"]
+    _checks.frozen(call.frozen, length)
     _checks.flag("return_states", call.return_states)
     _checks.flag("return_info", call.return_info)
     outer = state.shape[:-1]
@@ -60,12 +62,14 @@ def run(
     if len(outer) != 1:
         state = state.flatten(0, -2) if outer else state.unsqueeze(0)
 
-    problem, choice = _choose(call, length, state, parameters)
+    structure = call.solver.structure(kind.has_skip(*step), state.shape[1])
+    problem, choice = _choose(call, structure, length, state, parameters)
     options = Options(
         step,
-        call.solver.raw(choice.segments, choice.max_sweeps, state.dtype),
+        call.solver.raw(choice.segments, structure, choice.max_sweeps, state.dtype),
         call.solver.kept,
         call.solver.watch,
+        call.frozen,
     )
     keep = "states" if call.return_states else "nothing"
     start = None if choice.segments == 1 else guess
@@ -113,7 +117,7 @@ def _check_guess(guess: object, length: int, state: Tensor) -> Tensor:
 
 
 def _choose(
-    call: Call, length: int, state: Tensor, parameters: tuple[Tensor | None, ...]
+    call: Call, structure: str, length: int, state: Tensor, parameters: tuple[Tensor | None, ...]
 ) -> tuple[Problem | None, Choice]:
     """How many segments; and for what, where the planner chose and wants to see the sweeps."""
     solver = call.solver
@@ -131,7 +135,7 @@ def _choose(
     gradients = torch.is_grad_enabled() and (
         state.requires_grad or any(p is not None and p.requires_grad for p in parameters)
     )
-    refresh = solver.refresh if solver.structure == "dense" else None
+    refresh = solver.refresh if structure == "dense" else None
     batch, width = state.shape
     problem = Problem(length, batch, width, state.dtype, refresh, threads, gradients)
     choice = call.planner.choose(problem)
@@ -153,7 +157,7 @@ def _info(
     outer: tuple[int, ...],
     info: Tensor | None,
 ) -> ChainInfo:
-    segments, _, _, rtol, atol, max_sweeps, _ = options.solver
+    segments, structure, _, rtol, atol, max_sweeps, _ = options.solver
     why = choice.why or f"segments={segments}, as asked for"
     if info is None:
         segments, why = 1, f"PyTorch's loop: {_no_kernel(state)}"
@@ -161,7 +165,7 @@ def _info(
     compiling = torch.compiler.is_compiling()
     plan = Plan(
         segments,
-        call.solver.structure,
+        structure,
         call.solver.refresh,
         rtol,
         atol,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from cases import Spy, assert_close, each_module, each_sequential
+from cases import Spy, assert_close, each_layered, each_module, each_sequential
 from torch import nn
 from torch.func import functional_call
 
@@ -22,7 +22,7 @@ import torch_deeppcr as dpcr
 # ---- layers -------------------------------------------------------------------------------------
 
 
-@each_module
+@each_layered
 def test_layers_share_the_storage(make: Callable[..., nn.Module]) -> None:
     chain = make()
     drawn = torch.get_rng_state()

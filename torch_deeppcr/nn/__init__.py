@@ -3,7 +3,8 @@
 
 from ._block import ResidualBlock
 from ._euler import EulerChain
+from ._layers import LayersChain
 from ._mlp import MLPChain
 from ._residual import ResidualChain
 
-__all__ = ["EulerChain", "MLPChain", "ResidualBlock", "ResidualChain"]
+__all__ = ["EulerChain", "LayersChain", "MLPChain", "ResidualBlock", "ResidualChain"]
