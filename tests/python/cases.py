@@ -211,7 +211,7 @@ SMALL_CHAINS = [
     Chain("mlp", 2, 3, 2, activation="gelu", bias=False),
     Chain("residual", 2, 2, 3, hidden=2, activation="silu", norm="layer_norm"),
     Chain("residual", 2, 2, 2, hidden=3, activation="softplus", norm="rms_norm", bias=False),
-    Chain("layers", 2, 2, 3, activation="silu", norm="layer_norm"),
+    Chain("layers", 2, 2, 4, activation="silu", norm="layer_norm"),
     Chain("layers", 2, 3, 2, layers=1, norm="rms_norm", bias=False, skip=False),
     Chain("euler", 2, 3, 3, activation="silu"),
     Chain("mlp", 5, 2, 3, activation="tanh", solver={"segments": 2, "memory": "recompute"}),

@@ -251,8 +251,8 @@ def test_solver_options_reach_the_operator(make: Callable[..., nn.Module]) -> No
             _, info = twin(x, return_info=True)
             twin(x).sum().backward()
         (forward, _, backward) = (arguments for _, arguments in spy.calls)
-        raw = (3, "identity", "always", 1e-3, 1e-5, 7, False)
-        assert forward[-8:] == (*raw, "checkpoints") and backward[-9:-2] == raw
+        raw = (3, "identity", "always", 1e-3, 1e-5, 7, False, [])
+        assert forward[-9:] == (*raw, "checkpoints") and backward[-10:-2] == raw
         assert {name: getattr(info.plan, name) for name in SOLVER} == SOLVER
     assert make().state_dict().keys() == chain.state_dict().keys()
     assert "segments" not in repr(kind.from_sequential(plain))
