@@ -45,7 +45,7 @@ STABLE_TORCH_LIBRARY(deeppcr, m) {
           ") -> (Tensor z, Tensor states, Tensor info)");
     m.def("layers_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept" LAYERS_PARAMETERS
               LAYERS_OPTIONS SOLVER_OPTIONS ", bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias, "
-                                            "Tensor gnorm_weight, Tensor gnorm_bias,"
+          "Tensor gnorm_weight, Tensor gnorm_bias,"
           " Tensor info)");
 }
 

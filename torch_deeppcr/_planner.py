@@ -12,8 +12,8 @@ tile and, as columns, their b w tangents:
 
 With gradients the way back is added: 2 L states with one segment; with more the tangents once and
 2 L states (or, without a dense P, 2 L states a sweep).  The number of sweeps is not known before it
-was tried, so it is assumed to be small (without a dense P, what wide residual chains take); a plan that then loses was tried once, at a cost bounded by
-``max_sweeps``.
+was tried, so it is assumed to be small (without a dense P, what wide residual chains take); a plan
+that then loses was tried once, at a cost bounded by ``max_sweeps``.
 """
 
 from __future__ import annotations

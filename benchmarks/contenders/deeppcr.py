@@ -31,8 +31,9 @@ class DeepPCR(Contender):
         if segments in (1, "auto") or problem.kind == "diagonal":
             return 0.0
         if problem.is_chain and problem.kind != "mlp" and problem.width > WIDEST_DENSE:
-            matrices = sum(leaf[0].numel() for leaf in problem.leaves[1:])
-            return 2e-9 * problem.batch * problem.length * matrices
+            # Without Jacobians a sweep is cheap, and there are many: all of them count.
+            parameters = sum(leaf.numel() for leaf in problem.leaves[1:])
+            return 2e-9 * problem.batch * parameters * min(int(segments), 15)
         return newton_gflop(problem, int(segments))
 
     def prepare(self, problem: Problem) -> Run:
