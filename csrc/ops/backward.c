@@ -87,7 +87,7 @@ static void provide_states(const struct backward *b, int64_t u0, int64_t u1, str
 /* Whether no step of the units u0..u1-1, or before them where the walk goes on, has a parameter gradient. */
 static bool is_idle(const struct backward *b, int64_t u0, int64_t u1) {
     const int64_t first = b->S > 1 ? edge(b, u0) : 0, last = edge(b, u1);
-    return b->alone && dpcr_first_thawed(b->arrays, first, last) == last;
+    return b->alone && dpcr_first_unfrozen(b->arrays, first, last) == last;
 }
 
 /* Runs `walk` (and the parameter gradients, if asked for) over all chunks, from the last. */
@@ -178,7 +178,8 @@ static void solve_adjoint(struct backward *b) {
 }
 
 static void report_sequential(const struct backward *b) {
-    const int64_t B = b->chain->B, L = b->chain->L, first = b->alone ? dpcr_first_thawed(b->arrays, 0, L) : 0;
+    const int64_t B = b->chain->B, L = b->chain->L,
+                  first = b->alone ? dpcr_first_unfrozen(b->arrays, 0, L) : 0;
     for (int64_t s = 0; b->arrays->report && s < B; s++) {
         b->arrays->report[DPCR_SWEEPS * B + s] = 1;
         b->arrays->report[DPCR_FLOPS * B + s] = (double)(L - first) * dpcr_step_flops(b->chain);

@@ -47,10 +47,9 @@ struct pullback_pass {
     const void *states;               /* (-,B,w): that after step l as row l - states_first */
     int64_t states_first;
     const struct newton_sample *control;
-    void *saved;        /* (last-first,B,saved) what the parameter gradients need, or NULL: none wanted */
-    int64_t saved_size; /* elements of it per step and sample */
-    bool
-        parameters_alone; /* nobody reads the ends: a segment is walked back as far as there are gradients to sum */
+    void *saved;           /* (last-first,B,saved) what the parameter gradients need, or NULL: none wanted */
+    int64_t saved_size;    /* elements of it per step and sample */
+    bool parameters_alone; /* nobody reads the ends: the walk of a segment stops at its first unfrozen step */
     char *scratch;
     size_t scratch_bytes;
 };
@@ -107,7 +106,7 @@ static inline int64_t dpcr_step_layers(const dpcr_chain *chain) {
 }
 
 /* The first of the steps first..last-1 that is not frozen, or last. */
-static inline int64_t dpcr_first_thawed(const dpcr_pullback *arrays, int64_t first, int64_t last) {
+static inline int64_t dpcr_first_unfrozen(const dpcr_pullback *arrays, int64_t first, int64_t last) {
     while (arrays->frozen && first < last && arrays->frozen[first]) first++;
     return first;
 }

@@ -261,8 +261,8 @@ static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const str
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
     const int64_t w = chain->w, n = at->n, s0 = pass->sample + at->s0, own = pass->S - 1 - k;
     const int64_t start = dpcr_edge(own, chain->L, pass->S), end = dpcr_edge(own + 1, chain->L, pass->S);
-    const int64_t thawed = pass->parameters_alone ? dpcr_first_thawed(pass->arrays, start, end) : start,
-                  first = dpcr_max(pass->first, thawed), last = dpcr_min(pass->last, end);
+    const int64_t unfrozen = pass->parameters_alone ? dpcr_first_unfrozen(pass->arrays, start, end) : start,
+                  first = dpcr_max(pass->first, unfrozen), last = dpcr_min(pass->last, end);
     struct arena arena = {memory, 0};
     REAL *g = dpcr_take(&arena, FN(bytes)(w * n));
     struct FN(step_back) back = {.n = n, .count = at->count, .g = g, .scratch = dpcr_take(&arena, 0)};
