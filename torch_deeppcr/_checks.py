@@ -125,6 +125,12 @@ def frozen(flags: Sequence[bool], length: int) -> None:
         )
 
 
+def sublayers(weight: object) -> None:
+    """A weight of four dimensions has layers in its steps; other shapes are somebody else's."""
+    if isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[1] < 1:
+        raise ValueError("weight must have shape (L, M, w, w) with M >= 1")
+
+
 def norm_parameters(norm: str, norm_weight: object, norm_bias: object) -> None:
     """The parameters that a normalisation has no use for must be None."""
     if norm_weight is not None and norm == "none":

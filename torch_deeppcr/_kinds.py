@@ -147,11 +147,7 @@ def _check_layers_options(
     scale: float,
 ) -> None:
     _check_residual_options(parameters, activation, activation_parameters, norm, norm_eps, scale)
-    weight = parameters[0]
-    if weight is not None and weight.shape[1] < 1:
-        raise ValueError(
-            "weight must have at least one layer in a step: shape (L, M, w, w), M >= 1"
-        )
+    _checks.sublayers(parameters[0])
 
 
 MLP = ChainKind(

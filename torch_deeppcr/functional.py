@@ -253,6 +253,7 @@ def run_layers(
     scale: float,
 ) -> Output:
     normed = _resolve_norm(input, norm, norm_eps, *parameters[-2:])
+    _checks.sublayers(parameters[0])
     adds = (_checks.flag("skip", skip), _checks.finite("scale", scale))
     step = (*_activations.resolve(activation), *normed, *adds)
     return _solve.run(LAYERS, step, call, input, *parameters)
