@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`layers_chain` and `LayersChain` against the modules that PyTorch's users write, and bad arguments."""
+"""`layers_chain` and `LayersChain` against the modules that users write; bad arguments."""
 
 from __future__ import annotations
 
@@ -90,8 +90,10 @@ def test_bad_arguments(
     error: type[Exception],
     message: str,
 ) -> None:
-    with pytest.raises(error, match=message):
-        dpcr.layers_chain(z, *parameters, **options)
+    for dtype in (torch.float32, torch.bfloat16):  # the kernel's, and the loop's
+        tensors = (None if t is None else t.to(dtype) for t in (z, *parameters))
+        with pytest.raises(error, match=message):
+            dpcr.layers_chain(*tensors, **options)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
