@@ -42,6 +42,14 @@ _ASSUMED_PICARD = 15
 FEWEST_THREADS = math.ceil(MARGIN * (_ASSUMED_SWEEPS + 2) / 3)
 
 
+#: Where the operator is as fast as modules called one by one, on one thread: the shortest chain, in
+#: inference and in training; the work of a step, B w^2, from which PyTorch's matrix products decide;
+#: and the width from which the gradients of one sample, fresh memory in every step, do.
+SHORTEST = (4, 6)
+WORK = (2**24, 2**23)
+WIDEST_TRAINED = 512
+
+
 class Problem(NamedTuple):
     """What the choice depends on."""
 
@@ -86,6 +94,13 @@ def cost(problem: Problem, segments: int, sweeps: Sweeps) -> float:
         work += tangents + back if problem.refresh else sweeps.total * back
         starts += 1 if problem.refresh else sweeps.total
     return work / max(min(problem.threads, tiles * segments), 1) + starts * START
+
+
+def native_pays(length: int, width: int, batch: int, gradients: bool) -> bool:
+    """Whether the operator takes the place of modules that could be called one by one."""
+    if length < SHORTEST[gradients] or batch * width * width >= WORK[gradients]:
+        return False
+    return not gradients or width < WIDEST_TRAINED
 
 
 class Planner:

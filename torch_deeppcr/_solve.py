@@ -12,6 +12,7 @@ from . import _chain, _checks, _native
 from ._kinds import ChainKind, Options
 from ._plan import ChainInfo, Plan, Solver, readable
 from ._planner import FEWEST_THREADS, Choice, Planner, Problem
+from ._switch import sequential_wanted
 from ._transforms import autocast_enabled, forward_ad_active, func_active
 
 #: A tensor, or a tuple of it and what ``return_states`` and ``return_info`` ask for.
@@ -184,6 +185,8 @@ def _info(
 
 
 def _no_kernel(state: Tensor) -> str:
+    if sequential_wanted():
+        return "inside of torch_deeppcr.sequential()"
     if not _native.native_available():
         return "the native library is not loaded"
     return f"there is no native kernel for {state.dtype} on {state.device.type}"
