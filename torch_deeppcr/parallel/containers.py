@@ -11,10 +11,11 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import _checks
 from .._plan import SolverOptions, solver_of
@@ -22,8 +23,8 @@ from .._planner import Planner
 from .._switch import sequential_wanted
 from .chain import Chain, unbound
 from .guard import Guard, global_hooks
-from .reading import Leaf, Part, Reader, leaves
-from .stack import Stack, enter, leave, position
+from .reading import Part, Reader, leaves
+from .stack import Stack, enter, leave
 from .verify import Verifier
 
 if TYPE_CHECKING:
@@ -185,8 +186,6 @@ def _finish_load(module: nn.Module, _: object) -> None:
 
 def _clamp(solver: Any, part: Part) -> Any:
     """A run that a hook has cut in two is shorter than what `parallelize` checked."""
-    from dataclasses import replace
-
     if solver.segments == "auto" or solver.segments <= len(part.units):
         return solver
     return replace(solver, segments=len(part.units))
@@ -291,4 +290,3 @@ PLAIN: dict[type, type[nn.Module]] = {
     ParallelSequential: nn.Sequential,
     ParallelModuleList: nn.ModuleList,
 }
-__all__ = ["Leaf", "ParallelModuleList", "ParallelSequential", "Tensor", "position"]

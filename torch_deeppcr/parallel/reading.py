@@ -151,8 +151,11 @@ class Reader:
         index = 0
         while index < len(todo):
             unit = self._unit(todo, index)
-            units.append(unit)
             index += len(unit.leaves)
+            while unit.step is not None and index < len(todo) and self._skipped(todo[index].module):
+                unit.leaves.append(todo[index])
+                index += 1
+            units.append(unit)
         return _parts(units)
 
     def _skipped(self, module: nn.Module) -> bool:
@@ -177,7 +180,7 @@ class Reader:
         return Unit([leaf], reason=self._strange(module))
 
     def _linear(self, todo: list[Leaf], index: int) -> Unit:
-        """Linear, perhaps a norm, perhaps an activation; what does nothing may lie between."""
+        """Linear, perhaps a norm, perhaps an activation; what does nothing may lie between them."""
         linear: Any = todo[index].module
         if linear.in_features != linear.out_features:
             return Unit(

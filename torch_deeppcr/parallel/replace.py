@@ -113,7 +113,7 @@ def make_parallel(net: nn.Module, container: Any, stack: bool) -> None:
     for part in runs:
         _check_segments(container, part)
     if stack:
-        outside = _references(net)
+        outside = references(net)
         stack_parts(container, [run for run in _uniform(runs) if not why_not_stacked(run, outside)])
     container._refresh()
 
@@ -180,7 +180,7 @@ def why_not_stacked(run: Part, outside: Counter[int]) -> str:
     return ""
 
 
-def _references(net: nn.Module) -> Counter[int]:
+def references(net: nn.Module) -> Counter[int]:
     """How often each Parameter is there; a module that is there twice counts twice."""
     return Counter(
         id(parameter)

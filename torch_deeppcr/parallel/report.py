@@ -9,8 +9,9 @@ from typing import NamedTuple
 from torch import nn
 
 from .containers import Parallel
-from .reading import Part, Reader, leaves
-from .replace import _references, why_not_stacked
+from .reading import Leaf, Part, Reader
+from .replace import references, why_not_stacked
+from .stack import position
 from .verify import Verifier
 
 
@@ -84,7 +85,7 @@ class _Collector:
     def __init__(self, net: nn.Module) -> None:
         self.chains: list[ChainReport] = []
         self.left: list[Left] = []
-        self.references = _references(net)
+        self.references = references(net)
 
     def visit(self, module: nn.Module, path: str) -> None:
         if isinstance(module, Parallel):
@@ -105,7 +106,7 @@ class _Collector:
         for part in parts:
             step = part.units[0].step
             if part.is_run and parallel and step is not None:
-                stacked = not any(slot.owner and slot.name in slot.owner._parameters for slot in step.slots())
+                stacked = all(position(slot.owner, slot.name) for slot in step.slots())
                 note = "" if stacked else why_not_stacked(part, self.references)
                 self.chains.append(
                     ChainReport(
@@ -116,16 +117,13 @@ class _Collector:
             for unit in part.units:
                 self._alone(unit.leaves, path, unit.reason or "parallelize was not called")
 
-    def _alone(self, leaves: list, path: str, reason: str) -> None:
+    def _alone(self, leaves: list[Leaf], path: str, reason: str) -> None:
         for leaf in leaves:
-            module = leaf.module
-            inner = any(True for _ in module.children())
-            if any(True for _ in module.parameters(recurse=True)) or not inner:
-                if any(True for _ in module.parameters()):
-                    self._leave(module, f"{path}{leaf.path}.", reason)
-            if inner and not type(module) in _understood():
-                for name, child in module.named_children():
-                    self.visit(child, f"{path}{leaf.path}.{name}.")
+            if any(True for _ in leaf.module.parameters()):
+                self._leave(leaf.module, f"{path}{leaf.path}", reason)
+            for name, inner in leaf.module.named_modules():
+                if isinstance(inner, Parallel):
+                    self.visit(inner, f"{path}{leaf.path}.{name}.")
 
     def _leave(self, module: nn.Module, path: str, reason: str) -> None:
         self.left.append(Left(path.removesuffix("."), type(module).__name__, reason))
