@@ -103,49 +103,48 @@ class Chain:
 
     def _read(self, input: Tensor) -> tuple[tuple[Tensor | None, ...], tuple[bool, ...]] | None:
         """Parameters and frozen steps; None where the loop is right, or is faster."""
-        gradients = torch.is_grad_enabled()
+        autocast = torch.is_autocast_enabled(input.device.type)
         read: list[Tensor | None] = []
-        trains: list[list[bool]] = []  # of the columns that have parameters of their own
+        own: list[list[Tensor]] = []  # parameters that are not stacked, column by column
         for index, column in enumerate(self.columns):
             if column is None:
                 read.append(None)
                 continue
             if column.stack is not None:
-                stacked = column.read_stacked()
+                stacked: Tensor | None = column.read_stacked()
             else:
-                parameters = column.parameters()
-                if any(dtype != input.dtype for dtype in set(map(_dtype, parameters))):
-                    if not torch.is_autocast_enabled(input.device.type):
-                        return None
-                if gradients:
-                    trains.append(list(map(_requires_grad, parameters)))
-                stacked = _stack(parameters)
-            if not isinstance(stacked, Tensor) or hasattr(stacked, "device_mesh"):
+                own.append(column.parameters())
+                if not autocast and set(map(_dtype, own[-1])) != {input.dtype}:
+                    return None  # not torch.stack's promotion, but the loop's error
+                stacked = _stack(own[-1])
+            if stacked is None or hasattr(stacked, "device_mesh"):
                 return None
             if stacked.device != input.device:
                 return None
             read.append(shape_column(self.step, index, stacked))
-        training = gradients and (
-            input.requires_grad or any(p is not None and p.requires_grad for p in read)
-        )
+        if not torch.is_grad_enabled():
+            training = False
+        else:
+            training = input.requires_grad or any(p is not None and p.requires_grad for p in read)
         if self.solver.segments == "auto" and not _planner.native_pays(
             self.length, self.width, input.numel() // max(self.width, 1), training
         ):
             return None
-        return tuple(read), self._frozen(trains)
+        return tuple(read), self._frozen(own) if training and own else ()
 
-    def _frozen(self, trains: list[list[bool]]) -> tuple[bool, ...]:
+    def _frozen(self, columns: list[list[Tensor]]) -> tuple[bool, ...]:
         """Steps none of whose parameters wants a gradient; empty where there are none, or all."""
-        if not trains or func_active() or forward_ad_active():
+        if func_active() or forward_ad_active():
             return ()
-        if all(map(all, trains)) or not any(map(any, trains)):
-            return ()
-        each = len(trains[0]) // self.length
-        wanted = [
-            any(column[i] for column in trains for i in range(step * each, (step + 1) * each))
-            for step in range(self.length)
-        ]
-        return () if all(wanted) else tuple(not want for want in wanted)
+        wanted = [False] * self.length
+        for parameters in columns:
+            each = len(parameters) // self.length
+            wants = list(map(_requires_grad, parameters))
+            for sublayer in range(each):
+                wanted = list(map(operator.or_, wanted, wants[sublayer::each]))
+            if all(wanted):
+                return ()
+        return tuple(not want for want in wanted) if any(wanted) else ()
 
 
 def _stack(parameters: list[Tensor]) -> Tensor | None:

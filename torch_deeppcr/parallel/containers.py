@@ -67,8 +67,9 @@ class Parallel(nn.Module):
     def _read(self, training: bool = True, strict: bool = False) -> list[Part]:
         return Reader(self._where, training, strict, self._verifier.check).read(self)
 
-    def _refresh(self) -> Program:
-        program = self._program = Program(self, self._where, self._read())
+    def _refresh(self, parts: list[Part] | None = None) -> Program:
+        """parts: what `_read` gives, where it is known."""
+        program = self._program = Program(self, self._where, parts or self._read())
         return program
 
     def _current(self) -> Program:

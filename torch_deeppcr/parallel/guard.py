@@ -4,6 +4,7 @@
 Modules can change behind their container's back: a layer replaced, a hook registered, a class
 swapped (parametrizations, LoRA, FSDP), an attribute set.  Per module this costs what a dictionary
 access does, so that ten thousand of them cost a millisecond: every question is one pass in C.
+Stacked layers are ours and count their changes themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.module_tracker import ModuleTracker
 
 from .reading import active_dropout, touched
+from .stack import stack_of
 
 _SIMPLE = (bool, int, float, str, type(None))
 #: Read at every call anyway (parameters), or without attributes that change what is computed.
@@ -28,12 +30,15 @@ class Guard:
     def __init__(self, containers: list[nn.Module], modules: list[nn.Module]) -> None:
         self.children = [(c._modules, list(c._modules.values())) for c in containers]
         self.modules = modules
-        self.types = list(map(type, modules))
-        self.states = list(map(vars, modules))
+        self.stacks = list({id(s): s for s in map(stack_of, modules) if s}.values())
+        self.changes = [stack.changes for stack in self.stacks]
+        self.foreign = [module for module in modules if stack_of(module) is None]
+        self.types = list(map(type, self.foreign))
+        self.states = list(map(vars, self.foreign))
         self.sizes = list(map(len, self.states))
         self.watched = [
             (state, name)
-            for module, state in zip(modules, self.states, strict=True)
+            for module, state in zip(self.foreign, self.states, strict=True)
             if not isinstance(module, _UNWATCHED)
             for name, value in state.items()
             if name != "training" and isinstance(value, _SIMPLE)
@@ -48,7 +53,9 @@ class Guard:
         for now, then in self.children:
             if list(now.values()) != then:
                 return False
-        if list(map(type, self.modules)) != self.types or list(map(len, self.states)) != self.sizes:
+        if [stack.changes for stack in self.stacks] != self.changes:
+            return False
+        if list(map(type, self.foreign)) != self.types or list(map(len, self.states)) != self.sizes:
             return False
         if self.watched and self._watch() != self.values:
             return False

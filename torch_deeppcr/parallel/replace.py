@@ -13,7 +13,7 @@ from .. import _checks
 from .._plan import Solver, SolverOptions, solver_of
 from .applied import NotInOrder, check_iteration, check_order
 from .containers import Parallel, ParallelModuleList, convert, restore, stack_parts
-from .reading import Part, leaves, touched
+from .reading import Part, active_dropout, leaves, touched
 from .stack import can_stack
 from .steps import Slot
 
@@ -115,7 +115,8 @@ def make_parallel(net: nn.Module, container: Any, stack: bool) -> None:
     if stack:
         outside = references(net)
         stack_parts(container, [run for run in _uniform(runs) if not why_not_stacked(run, outside)])
-    container._refresh()
+    drops = any(map(active_dropout, container.modules()))
+    container._refresh(None if drops or container._stacks else parts)
 
 
 def _require_module(net: object) -> None:

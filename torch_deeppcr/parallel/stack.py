@@ -23,7 +23,8 @@ class Stack:
 
     def __init__(self, home: nn.Module, names: dict[str, str]) -> None:
         self.home = home  # no submodule of ours: this is no Module
-        self.names = names  # name in a layer's class, by column -> name in home
+        self.names = names  # column -> name in home
+        self.changes = 0  # attributes of layers that were set or deleted (guard.py)
         self._unbound: dict[str, tuple[Tensor, ...]] = {}
         self._assigned: dict[str, dict[int, nn.Parameter]] = {}
 
@@ -96,7 +97,13 @@ class _Stacked(nn.Module):
                 f"write into it (with torch.no_grad(): layer.{name}.copy_(...)), or call "
                 "torch_deeppcr.unparallelize first"
             )
+        if name != "training":
+            self._stack.changes += 1
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._stack.changes += 1
+        super().__delattr__(name)
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         raise NotImplementedError(
@@ -194,6 +201,10 @@ def position(module: nn.Module | None, name: str) -> tuple[Stack, str, int] | No
     return (module._stack, *module._columns[name])
 
 
+def stack_of(module: nn.Module) -> Stack | None:
+    return vars(module).get("_stack") if isinstance(module, _Stacked) else None
+
+
 def enter(module: nn.Module, name: str, stack: Stack, column: str, row: int) -> None:
     """Gives a parameter up for a row of a stack that holds its value."""
     del module._parameters[name]
@@ -221,7 +232,7 @@ def _restore(module: nn.Module, views: dict[str, nn.Parameter]) -> nn.Module:
     plain = _PLAIN[type(module)]
     own: dict[str, Any] = dict(module._parameters)
     del module.__dict__["_columns"]
-    module.__class__ = plain
+    object.__setattr__(module, "__class__", plain)  # past our own, whose stack is gone
     for name, view in views.items():
         own[name] = nn.Parameter(view.detach().clone(), requires_grad=view.requires_grad)
         own[name].grad = view.grad
