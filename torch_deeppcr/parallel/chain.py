@@ -7,7 +7,6 @@ Nothing is kept from call to call but where the parameters are: whatever an opti
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -22,9 +21,6 @@ from .._transforms import forward_ad_active, func_active
 from .reading import Part
 from .stack import Stack, position
 from .steps import RUN, Slot, shape_column
-
-_requires_grad = operator.attrgetter("requires_grad")
-_dtype = operator.attrgetter("dtype")
 
 
 class Column:
@@ -114,7 +110,7 @@ class Chain:
                 stacked: Tensor | None = column.read_stacked()
             else:
                 own.append(column.parameters())
-                if not autocast and set(map(_dtype, own[-1])) != {input.dtype}:
+                if not autocast and {p.dtype for p in own[-1]} != {input.dtype}:
                     return None  # not torch.stack's promotion, but the loop's error
                 stacked = _stack(own[-1])
             if stacked is None or hasattr(stacked, "device_mesh"):
@@ -126,11 +122,16 @@ class Chain:
             training = False
         else:
             training = input.requires_grad or any(p is not None and p.requires_grad for p in read)
-        if self.solver.segments == "auto" and not _planner.native_pays(
-            self.length, self.width, input.numel() // max(self.width, 1), training
-        ):
+        if not self._pays(input, training):
             return None
         return tuple(read), self._frozen(own) if training and own else ()
+
+    def _pays(self, input: Tensor, training: bool) -> bool:
+        """Always where segments are given, and in graphs, where the loop takes minutes to compile."""
+        if self.solver.segments != "auto" or torch.compiler.is_compiling():
+            return True
+        batch = input.numel() // max(self.width, 1)
+        return _planner.native_pays(self.length, self.width, batch, training)
 
     def _frozen(self, columns: list[list[Tensor]]) -> tuple[bool, ...]:
         """Steps none of whose parameters wants a gradient; empty where there are none, or all."""
@@ -139,9 +140,10 @@ class Chain:
         wanted = [False] * self.length
         for parameters in columns:
             each = len(parameters) // self.length
-            wants = list(map(_requires_grad, parameters))
+            wants = [parameter.requires_grad for parameter in parameters]
             for sublayer in range(each):
-                wanted = list(map(operator.or_, wanted, wants[sublayer::each]))
+                pairs = zip(wanted, wants[sublayer::each], strict=True)
+                wanted = [before or wants_too for before, wants_too in pairs]
             if all(wanted):
                 return ()
         return tuple(not want for want in wanted) if any(wanted) else ()
