@@ -136,6 +136,8 @@ def _compare(owner: nn.Module, blocks: ParallelModuleList, example: tuple[Any, .
         blocks.__dict__["_armed"], blocks.__dict__["_run"] = True, counted
         try:
             actual = owner(*example)
+        except Exception as error:  # of the user's forward, which meets one callable
+            raise NotInOrder(f"forward fails when the blocks are one chain: {error}") from error
         finally:
             del blocks.__dict__["_armed"], blocks.__dict__["_run"]
     if len(calls) != 1:

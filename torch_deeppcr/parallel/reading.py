@@ -111,8 +111,23 @@ def touched(module: nn.Module) -> str:
     return ""
 
 
+def sharded(module: nn.Module) -> str:
+    """Why a module that FSDP2 shards is not to be read; empty: it is not sharded."""
+    if not (type(module).__name__.startswith("FSDP") and hasattr(module, "unshard")):
+        return ""
+    return (
+        "it is sharded by itself (fully_shard), so that its parameters are there only while it "
+        "runs: shard the whole model, fully_shard(net), after parallelize"
+    )
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """One that drops something, in training."""
+    return isinstance(module, _DROPOUTS) and module.p > 0
+
+
 def active_dropout(module: nn.Module) -> bool:
-    return isinstance(module, _DROPOUTS) and module.training and module.p > 0
+    return is_dropout(module) and module.training
 
 
 # ---- container -> leaves ------------------------------------------------------------------------
@@ -170,7 +185,7 @@ class Reader:
     def _unit(self, todo: list[Leaf], index: int) -> Unit:
         leaf = todo[index]
         module = leaf.module
-        reason = touched(module)
+        reason = sharded(module) or touched(module)
         if reason:
             return Unit([leaf], reason=reason)
         if is_exactly(module, nn.Linear):

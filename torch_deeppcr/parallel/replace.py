@@ -13,7 +13,7 @@ from .. import _checks
 from .._plan import Solver, SolverOptions, solver_of
 from .applied import NotInOrder, check_iteration, check_order
 from .containers import Parallel, ParallelModuleList, convert, restore, stack_parts
-from .reading import Part, active_dropout, leaves, touched
+from .reading import Part, active_dropout, is_dropout, leaves, touched
 from .stack import can_stack
 from .steps import Slot
 
@@ -171,7 +171,7 @@ def why_not_stacked(run: Part, outside: Counter[int]) -> str:
     for unit in run.units:
         assert unit.step is not None
         slots += unit.step.slots()
-        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in unit.modules):
+        if any(is_dropout(inner) for module in unit.modules for inner in module.modules()):
             return "Dropout between the layers: training runs the loop, on the layers' parameters"
     strange = next((slot.owner for slot in slots if not can_stack(slot.owner)), None)
     if strange is not None:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from torch import nn
 
 from .containers import Parallel
-from .reading import Leaf, Part, Reader
+from .reading import Leaf, Part, Reader, sharded
 from .replace import references, why_not_stacked
-from .stack import position
+from .stack import position, stack_of
 from .verify import Verifier
 
 
@@ -96,7 +96,11 @@ class _Collector:
             self._parts(reader.read(module), path, parallel=False)
         else:
             if any(parameter is not None for parameter in module._parameters.values()):
-                self._leave(module, path, "it is not inside an nn.Sequential")
+                self._leave(module, path, sharded(module) or "it is not inside an nn.Sequential")
+            elif isinstance(module, nn.Sequential):
+                name = type(module).__name__
+                reason = sharded(module) or f"{name} is a subclass of Sequential: it may do more"
+                self._leave(module, path, reason)
             elif isinstance(module, nn.ModuleList) and len(module):
                 self._leave(module, path, "a ModuleList, which is not named by chain=")
             for name, child in module.named_children():
@@ -119,7 +123,7 @@ class _Collector:
 
     def _alone(self, leaves: list[Leaf], path: str, reason: str) -> None:
         for leaf in leaves:
-            if any(True for _ in leaf.module.parameters()):
+            if any(stack_of(m) or any(True for _ in m.parameters()) for m in leaf.module.modules()):
                 self._leave(leaf.module, f"{path}{leaf.path}", reason)
             for name, inner in leaf.module.named_modules():
                 if isinstance(inner, Parallel):
