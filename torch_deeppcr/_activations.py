@@ -112,9 +112,7 @@ def from_module(module: nn.Module) -> Activation:
     name = NAME_OF_MODULE.get(type(module))
     if name is None:
         raise ValueError(
-            "activation must be one of nn."
-            + ", nn.".join(c.__name__ for c in NAME_OF_MODULE)
-            + " "
+            "activation must be one of nn." + ", nn.".join(c.__name__ for c in NAME_OF_MODULE) + " "
             f"(not a subclass), got {type(module).__name__}"
         )
     if isinstance(module, nn.GELU) and module.approximate == "tanh":

@@ -43,8 +43,8 @@ FEWEST_THREADS = math.ceil(MARGIN * (_ASSUMED_SWEEPS + 2) / 3)
 
 
 #: Where the operator is as fast as modules called one by one, on one thread: the shortest chain, in
-#: inference and in training; the work of a step, B w^2, from which PyTorch's matrix products decide;
-#: and the width from which the gradients of one sample, fresh memory in every step, do.
+#: inference and in training; the work of a step, B w^2, from which PyTorch's matrix products are as
+#: fast; and the width from which gradients, fresh memory in every step, decide.
 SHORTEST = (4, 6)
 WORK = (2**24, 2**23)
 WIDEST_TRAINED = 512

@@ -51,7 +51,7 @@ def test_a_graph_does_not_grow_with_the_depth_of_a_stacked_chain() -> None:
 
 
 def test_compiling_a_deep_stacked_chain_takes_seconds_not_minutes() -> None:
-    """The loop would take two minutes at this depth; a wide margin, so that load does not matter."""
+    """The loop would take two minutes at this depth; a wide margin, for machines under load."""
     net = dpcr.parallelize(stack_of(1024, 6, nn.Tanh, dtype=torch.float32), stack=True)
     begin = time.perf_counter()
     torch.compile(net, fullgraph=True)(torch.randn(3, 6)).sum().backward()

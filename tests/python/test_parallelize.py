@@ -71,7 +71,9 @@ def test_nested_sequentials_are_one_chain(stack: bool) -> None:
     def pair() -> nn.Sequential:
         return nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Identity(), nn.Tanh()))
 
-    net, plain = parallel(nn.Sequential(pair(), nn.Sequential(*(pair() for _ in range(5)))).double())
+    net, plain = parallel(
+        nn.Sequential(pair(), nn.Sequential(*(pair() for _ in range(5)))).double()
+    )
     assert len(dpcr.report(net).chains) == 1 and dpcr.report(net).chains[0].length == 6
     assert calls(net, X) == ["mlp"]
     assert_same(net, plain, X)
@@ -81,7 +83,9 @@ def test_sequentials_anywhere_in_a_model() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.branches = nn.ModuleDict({"a": stack_of(6, 6, nn.Tanh), "b": stack_of(7, 6, nn.ReLU)})
+            self.branches = nn.ModuleDict(
+                {"a": stack_of(6, 6, nn.Tanh), "b": stack_of(7, 6, nn.ReLU)}
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.branches["a"](x) + self.branches["b"](x)
@@ -111,7 +115,9 @@ def test_a_sequential_inside_of_a_module_inside_of_a_sequential() -> None:
     [
         lambda: stack_of(6, 6, nn.ReLU),
         lambda: stack_of(6, 6, lambda: nn.LayerNorm(6), nn.Tanh),
-        lambda: nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(6, 6, bias=False), nn.Tanh()))),
+        lambda: nn.Sequential(
+            *(m for _ in range(6) for m in (nn.Linear(6, 6, bias=False), nn.Tanh()))
+        ),
     ],
     ids=["activation", "norm", "bias"],
 )
@@ -307,7 +313,7 @@ def test_descriptions_that_do_not_work(describe: Any, message: str) -> None:
     ],
 )
 def test_bad_registrations(arguments: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="cls must|describe must"):
+    with pytest.raises(error, match=r"cls must|describe must"):
         dpcr.register_block(*arguments)
 
 
@@ -436,7 +442,9 @@ def test_the_report() -> None:
         "other.0": "maps 6 -> 2: a step keeps the width",
     }
     text = str(report)
-    assert text.startswith("trunk.0-11: a chain of 6 steps, kind mlp, width 6, parameters per layer")
+    assert text.startswith(
+        "trunk.0-11: a chain of 6 steps, kind mlp, width 6, parameters per layer"
+    )
     assert "head, blocks.0 (Linear): it is not inside an nn.Sequential" in text
     assert "6 steps of kind mlp" in repr(net)
 

@@ -26,7 +26,9 @@ each_face = pytest.mark.parametrize("stack", [False, True], ids=["per-layer", "s
 
 
 def normed(dtype: Any = torch.float64) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 6), *stack_of(7, 6, lambda: nn.LayerNorm(6), nn.SiLU)).to(dtype)
+    return nn.Sequential(nn.Linear(4, 6), *stack_of(7, 6, lambda: nn.LayerNorm(6), nn.SiLU)).to(
+        dtype
+    )
 
 
 # ---- Parameters ---------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ def test_dtypes(stack: bool) -> None:
 def test_one_layer_of_another_dtype(stack: bool) -> None:
     net, _ = parallel(mlp(), stack=stack)
     if stack:
-        with pytest.raises(NotImplementedError, match="row of a stacked Parameter|rows of stacked"):
+        with pytest.raises(NotImplementedError, match="rows of stacked Parameters"):
             net[4].requires_grad_(False)
         return
     net[4].float()
@@ -144,7 +146,7 @@ def test_layers_frozen_after_parallelize_cost_nothing() -> None:
 
 
 def test_a_frozen_chain_costs_nothing() -> None:
-    net, plain = parallel(stack_of(8, 6, nn.Tanh))
+    net, _ = parallel(stack_of(8, 6, nn.Tanh))
     net.requires_grad_(False)
     with Spy() as spy:
         output = net(torch.randn(3, 6, dtype=torch.float64))
@@ -169,7 +171,8 @@ def test_shared_layers(stack: bool) -> None:
     input = torch.randn(3, 6, dtype=torch.float64)
     assert calls(net, input) == ["mlp"]
     assert_same(net, plain, input)
-    assert dpcr.report(net).chains[0].note == ("parameters are shared" if stack else "parameters are shared")
+    (chain,) = dpcr.report(net).chains
+    assert not chain.stacked and chain.note == "parameters are shared"
     assert len(list(net.parameters())) == 2
 
 
@@ -276,7 +279,7 @@ def test_copies(way: str, stack: bool) -> None:
 
 @each_face
 def test_weights_only_and_safetensors(stack: bool, tmp_path: Any) -> None:
-    net, plain = parallel(mlp(), stack=stack)
+    net, _ = parallel(mlp(), stack=stack)
     torch.save(net.state_dict(), tmp_path / "a.pt")
     fresh = mlp()
     fresh.load_state_dict(torch.load(tmp_path / "a.pt", weights_only=True))
@@ -368,7 +371,10 @@ def test_a_stacked_layer_cannot_be_swapped_out_silently() -> None:
 def test_a_copy_of_one_stacked_layer_is_a_plain_one() -> None:
     net = dpcr.parallelize(mlp(), stack=True)
     layer = copy.deepcopy(net[4])
-    assert type(layer) is nn.Linear and [n for n, _ in layer.named_parameters()] == ["weight", "bias"]
+    assert type(layer) is nn.Linear and [n for n, _ in layer.named_parameters()] == [
+        "weight",
+        "bias",
+    ]
     assert torch.equal(layer.weight, net[4].weight)
     pickled = pickle.loads(pickle.dumps(net[4]))
     assert torch.equal(pickled.weight, net[4].weight)
@@ -439,7 +445,7 @@ def test_averaged_models(average: Any, stack: bool) -> None:
         for model, averaged in ((net, ours), (plain, theirs)):
             torch.manual_seed(2)
             with torch.no_grad():
-                for name, value in model.state_dict().items():
+                for value in model.state_dict().values():
                     value.add_(torch.randn(value.shape, dtype=torch.float64))
             averaged.update_parameters(model)
     assert_close(ours(INPUT), theirs(INPUT))
@@ -487,7 +493,9 @@ def test_ensembles_by_vmap(stack: bool) -> None:
         model(INPUT).square().sum().backward()
         name, expected = ("stack0_weight", model[2].weight.grad) if stack else ("2.weight", None)
         got = gradients[name][index]
-        assert_close(got[0] if stack else got, model[2].weight.grad if expected is None else expected)
+        assert_close(
+            got[0] if stack else got, model[2].weight.grad if expected is None else expected
+        )
 
 
 @each_face
@@ -502,4 +510,6 @@ def test_second_derivatives_and_forward_mode(stack: bool) -> None:
 
     assert_close(penalty(net), penalty(plain))
     tangent = torch.randn_like(INPUT)
-    assert_close(torch.func.jvp(net, (INPUT,), (tangent,)), torch.func.jvp(plain, (INPUT,), (tangent,)))
+    assert_close(
+        torch.func.jvp(net, (INPUT,), (tangent,)), torch.func.jvp(plain, (INPUT,), (tangent,))
+    )

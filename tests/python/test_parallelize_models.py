@@ -72,7 +72,9 @@ def timm() -> Iterator[Any]:
             module = MagicMock(__spec__=importlib.machinery.ModuleSpec(name, None), __path__=[])
             sys.modules[name] = module
     try:
-        yield pytest.importorskip("timm", reason="timm is not installed (pip install --no-deps timm)")
+        yield pytest.importorskip(
+            "timm", reason="timm is not installed (pip install --no-deps timm)"
+        )
     finally:
         for name in names if absent else ():
             del sys.modules[name]
@@ -143,7 +145,7 @@ def test_a_transformers_encoder_keeps_everything() -> None:
     assert torch.equal(ours, theirs)
     ours.sum().backward(), theirs.sum().backward()
     for a, b in zip(net.parameters(), plain.parameters(), strict=True):
-        assert a.grad is None and b.grad is None or torch.equal(a.grad, b.grad)
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
     with pytest.raises(ValueError, match=r"encoder\.layer\.0: BertLayer is no step"):
         dpcr.parallelize(net, chain="encoder.layer")
 
@@ -232,7 +234,10 @@ def test_a_named_list(model: type[Listed], example: Any, stack: bool) -> None:
     net, plain = parallel(model(), chain="blocks", stack=stack, example_inputs=example)
     assert calls(net, X) == ["residual"]
     assert_same(net, plain, X)
-    assert len(net.blocks) == 7 and [b is net.blocks[i] for i, b in enumerate(net.blocks)] == [True] * 7
+    assert (
+        len(net.blocks) == 7
+        and [b is net.blocks[i] for i, b in enumerate(net.blocks)] == [True] * 7
+    )
     assert type(net.blocks) is dpcr.nn.ParallelModuleList
     assert torch.equal(net.blocks[2](X), plain.blocks[2](X))
     assert dpcr.report(net).chains[0].path == "blocks.0-6"
@@ -248,7 +253,9 @@ def test_a_named_list(model: type[Listed], example: Any, stack: bool) -> None:
 
 
 def test_a_list_in_a_model_that_fx_cannot_read() -> None:
-    with pytest.raises(ValueError, match=r"blocks: torch\.fx cannot read forward, give example_inputs"):
+    with pytest.raises(
+        ValueError, match=r"blocks: torch\.fx cannot read forward, give example_inputs"
+    ):
         dpcr.parallelize(Branching(), chain="blocks")
     net, plain = parallel(Branching(), chain="blocks", example_inputs=(X,))
     assert calls(net, X) == ["residual"]
@@ -260,10 +267,16 @@ def test_a_list_in_a_model_that_fx_cannot_read() -> None:
     ("model", "message"),
     [
         (ByIndex, r"blocks: forward must iterate over the list itself: for block in self\.blocks"),
-        (Reversed, "blocks: forward (calls blocks.6|makes 7 calls, not one of each block in order)"),
+        (
+            Reversed,
+            "blocks: forward (calls blocks.6|makes 7 calls, not one of each block in order)",
+        ),
         (Between, "blocks: forward gives (blocks.1|a block) something else"),
         (Side, "blocks: forward gives (blocks.1|a block) something else"),
-        (Collecting, "blocks: forward (uses the output of blocks.2 elsewhere|fails when the blocks are one)"),
+        (
+            Collecting,
+            "blocks: forward (uses the output of blocks.2 elsewhere|fails when the blocks are one)",
+        ),
     ],
 )
 def test_blocks_that_are_not_applied_in_order(model: Any, message: str, example: Any) -> None:
@@ -277,7 +290,9 @@ def test_blocks_of_unequal_shapes() -> None:
     net = nn.Module()
     net.inner = Listed()
     net.inner.blocks[3] = dpcr.nn.ResidualBlock(6, 5, "silu").double()
-    with pytest.raises(ValueError, match=r"inner\.blocks\.3 must be a step like inner\.blocks\.0: "):
+    with pytest.raises(
+        ValueError, match=r"inner\.blocks\.3 must be a step like inner\.blocks\.0: "
+    ):
         dpcr.parallelize(net, chain="inner.blocks")
     net.inner.blocks[3] = nn.Linear(6, 5)
     with pytest.raises(ValueError, match=r"inner\.blocks\.3: maps 6 -> 5"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _chain, _planner
 from .._plan import Solver
@@ -127,7 +127,7 @@ class Chain:
         return tuple(read), self._frozen(own) if training and own else ()
 
     def _pays(self, input: Tensor, training: bool) -> bool:
-        """Always where segments are given, and in graphs, where the loop takes minutes to compile."""
+        """Always where segments are given, and in graphs: the loop takes minutes to compile."""
         if self.solver.segments != "auto" or torch.compiler.is_compiling():
             return True
         batch = input.numel() // max(self.width, 1)

@@ -166,7 +166,7 @@ class Parallel(nn.Module):
             super()._load_from_state_dict(*arguments)
 
 
-class _without:  # noqa: N801  # a context manager that reads as a word
+class _without:  # a context manager that reads as a word
     """A module without some of its own Parameters: the layers save and load those."""
 
     def __init__(self, module: nn.Module, names: dict[str, Stack]) -> None:
@@ -182,7 +182,7 @@ class _without:  # noqa: N801  # a context manager that reads as a word
 
 def _finish_load(module: nn.Module, _: object) -> None:
     for stack in module._stacks:  # type: ignore[union-attr]
-        stack.finish_load()  # type: ignore[union-attr]
+        stack.finish_load()
 
 
 def _clamp(solver: Any, part: Part) -> Any:
@@ -248,14 +248,12 @@ class ParallelSequential(Parallel, nn.Sequential):
     `nn.Sequential`; a module that is replaced, or gets a hook, is called by itself from then on.
     """
 
-    def __init__(
-        self, *modules: Any, stack: bool = False, **solver: Unpack[SolverOptions]
-    ) -> None:
+    def __init__(self, *modules: Any, stack: bool = False, **solver: Unpack[SolverOptions]) -> None:
         from .replace import make_parallel
 
         solver_of(solver)
         super().__init__(*modules)
-        self.__class__ = nn.Sequential
+        self.__class__ = nn.Sequential  # type: ignore[assignment]
         convert(self, "", solver)
         make_parallel(self, self, _checks.flag("stack", stack))
 
@@ -266,7 +264,7 @@ class ParallelSequential(Parallel, nn.Sequential):
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, slice):
             return super().__getitem__(index)
-        part = nn.Sequential(OrderedDict(list(self._modules.items())[index]))  # type: ignore[arg-type]
+        part = nn.Sequential(OrderedDict(list(self._modules.items())[index]))
         convert(part, self._where, self._options)
         return part
 
@@ -287,7 +285,7 @@ class ParallelModuleList(Parallel, nn.ModuleList):
         return super().__iter__()
 
 
-PLAIN: dict[type, type[nn.Module]] = {
+PLAIN: dict[type, Any] = {
     ParallelSequential: nn.Sequential,
     ParallelModuleList: nn.ModuleList,
 }

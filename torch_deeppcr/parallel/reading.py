@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads modules that are applied one after another as steps of chains.
 
-    container -> leaves     nested nn.Sequentials opened
-    leaves    -> units      a step (with the modules that make it), or one module alone and why
-    units     -> parts      runs of steps that fit together, and what is between them
+container -> leaves     nested nn.Sequentials opened
+leaves    -> units      a step (with the modules that make it), or one module alone and why
+units     -> parts      runs of steps that fit together, and what is between them
 """
 
 from __future__ import annotations
@@ -198,10 +198,8 @@ class Reader:
         """Linear, perhaps a norm, perhaps an activation; what does nothing may lie between them."""
         linear: Any = todo[index].module
         if linear.in_features != linear.out_features:
-            return Unit(
-                [todo[index]],
-                reason=f"maps {linear.in_features} -> {linear.out_features}: a step keeps the width",
-            )
+            sizes = f"{linear.in_features} -> {linear.out_features}"
+            return Unit([todo[index]], reason=f"maps {sizes}: a step keeps the width")
         taken, norm, activation, end = 1, None, None, index + 1
         while activation is None and end < len(todo):
             module: Any = todo[end].module
@@ -257,7 +255,7 @@ class Reader:
         return f"{name} is no step; torch_deeppcr.register_block can say that it is"
 
 
-def _is_norm(module: nn.Module, width: int) -> bool:
+def _is_norm(module: Any, width: int) -> bool:
     norms = is_exactly(module, nn.LayerNorm) or is_exactly(module, nn.RMSNorm)
     return norms and tuple(module.normalized_shape) == (width,) and not touched(module)
 

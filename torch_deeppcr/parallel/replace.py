@@ -33,9 +33,9 @@ def parallelize(
 ) -> Module:
     """Runs the chains inside a model as operators, in place.
 
-    Every run of equal steps inside any `nn.Sequential`, however nested, becomes a chain: `nn.Linear`
-    of equal width with an activation or none, perhaps an `nn.LayerNorm` or `nn.RMSNorm` between
-    them; `torch_deeppcr.nn.ResidualBlock`; blocks of yours (`torch_deeppcr.register_block`).
+    Every run of equal steps inside any `nn.Sequential`, however nested, becomes a chain:
+    `nn.Linear` of equal width with an activation or none, perhaps an `nn.LayerNorm` or `nn.RMSNorm`
+    between them; `torch_deeppcr.nn.ResidualBlock`; your blocks (`torch_deeppcr.register_block`).
     `nn.Identity`, and `nn.Dropout` in eval mode, are skipped.  Only exact classes count: what is
     quantised, parametrised, has hooks or a forward of its own stays as it is.  Where steps differ a
     chain ends and another begins.  `torch_deeppcr.report` tells what became of everything.
@@ -60,8 +60,8 @@ def parallelize(
 
     Raises:
         TypeError: ``net`` is no module, ``chain`` names no ModuleList, an unknown option.
-        ValueError: a path in ``chain`` does not exist, its blocks are not equal steps or not applied
-            in order, a description is wrong, or segments do not fit a chain; with the path.
+        ValueError: a path in ``chain`` does not exist, its blocks are not equal steps or not
+            applied in order, a description is wrong, or segments do not fit a chain; with the path.
     """
     _require_module(net)
     _checks.flag("stack", stack)
@@ -206,7 +206,7 @@ class _Arm:
 class _Disarm(_Arm):
     """Forward hook of the owner, called also when its forward raises."""
 
-    def __call__(self, owner: nn.Module, _: Any, __: Any = None) -> None:  # type: ignore[override]
+    def __call__(self, owner: nn.Module, _: Any, __: Any = None) -> None:
         getattr(owner, self.name)._armed = False
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stacked face: the parameters of many layers as rows of a few Parameters.
 
-A `Stack` belongs to the container of the layers (its *home*), which holds the stacked Parameters.
-The layers stay where they were, with another class: their ``weight`` and ``bias`` are views of
-their rows.  So indexing, iteration, hooks, ``state_dict`` and ``load_state_dict`` work as ever, with
-the keys of the layers, while ``parameters()`` and with it optimisers see the stacked ones alone.
+A `Stack` belongs to the container of the layers (its *home*), which holds the stacked
+Parameters.  The layers stay where they were, with another class: their ``weight`` and ``bias`` are
+views of their rows.  So indexing, iteration, hooks, ``state_dict`` and ``load_state_dict`` work as
+ever, with the keys of the layers, while ``parameters()`` and with it optimisers see the stacked
+ones alone.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Stack:
 
     @contextmanager
     def unbound(self) -> Iterator[None]:
-        """While all rows are read one by one: with one derivative, not with one of full size each."""
+        """While all rows are read one by one: one derivative, not one of full size for each."""
         self._unbound = {column: self.whole(column).unbind(0) for column in self.names}
         try:
             yield
@@ -67,7 +68,7 @@ class Stack:
         return {**vars(self), "_unbound": {}, "_assigned": {}}
 
 
-def replicated(tensor: Tensor) -> Tensor:
+def replicated(tensor: Any) -> Tensor:
     """A sharded tensor gathered once, so that its rows are not gathered one by one."""
     if not hasattr(tensor, "device_mesh"):  # of DTensor, whose import takes half a second
         return tensor
@@ -90,7 +91,7 @@ class _Stacked(nn.Module):
             return self._parameters[name]
         return self._stack.row(*self._columns[name])
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor) and name in self._columns and name not in self._parameters:
             raise NotImplementedError(
                 f"{name} of this layer is a row of a stacked Parameter and cannot be replaced: "

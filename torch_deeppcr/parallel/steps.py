@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one step of a chain is: `Step`, made by the functions of this file from the parts of a module.
+"""What one step of a chain is: `Step`, made by the functions of this file from parts of a module.
 
 They are what the ``describe`` of `register_block` returns:
 
@@ -46,7 +46,10 @@ class Slot(NamedTuple):
     tensor: Tensor | None = None
 
     def read(self) -> Tensor:
-        return self.tensor if self.owner is None else getattr(self.owner, self.name)
+        if self.owner is not None:
+            return getattr(self.owner, self.name)
+        assert self.tensor is not None
+        return self.tensor
 
 
 Row = tuple[Slot, ...] | None  # one slot for every sublayer of the step; None: no such parameter
@@ -81,7 +84,7 @@ class Step:
 
 
 #: Runs a chain of a kind: (call, input, stacked parameters, options).
-RUN: dict[str, Callable[[Call, Tensor, tuple[Tensor | None, ...], tuple[Any, ...]], Output]] = {
+RUN: dict[str, Callable[[Call, Tensor, tuple[Any, ...], tuple[Any, ...]], Output]] = {
     MLP.name: lambda call, z, parameters, options: run_mlp(call, z, *parameters, *options),
     EULER.name: lambda call, z, parameters, options: run_euler(call, z, *parameters, *options),
     RESIDUAL.name: lambda call, z, parameters, options: run_residual(call, z, parameters, *options),
