@@ -71,6 +71,7 @@ def quick() -> Suite:
         *chains("mlp", 1024, "4,1 16,1 64,1 16,32 16,256"),
         *chains("residual", 1024, "16,1 16,32"),
         *chains("prenorm", 1024, "4,1"),
+        *chains("layers", 256, "256,1"),
         *chains("mlp", 64, "16,1", [FORWARD]),
         *chains("dense", 1024, "4,1 16,1 16,32", [FORWARD]),
         *chains("diagonal", 1024, "16,1 64,32", [FORWARD]),
@@ -93,6 +94,7 @@ def full() -> Suite:
         *chains("residual", 128, "16,1"),
         *chains("mlp", 16384, "4,1 16,1", [FORWARD]),  # nothing is left of its first gradients
         *chains("residual", 16384, "4,1"),
+        *chains("layers", 256, "256,1 256,256"),
         *chains("dense", 1024, "4,1 16,1 4,32 16,32"),
         *chains("dense", 16384, "4,1"),
         *chains("diagonal", 1024, "16,1 64,32"),

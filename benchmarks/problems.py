@@ -24,6 +24,8 @@ FORWARD, TRAIN = "forward", "forward+backward"
 PASSES = (FORWARD, TRAIN)
 SCALE = 1 / 32
 """Of the branches of the plain residual chain: 1/sqrt(L) for L = 1024."""
+SUBLAYERS = 4
+"""Of a block of the networks of reinforcement learning."""
 
 
 # ---- chains: one step, and the stacked module ---------------------------------------------------
@@ -44,6 +46,13 @@ def prenorm_step(
     return z + F.linear(F.silu(F.linear(inner, w1, b1)), w2, b2)
 
 
+def layers_step(z: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    a = z
+    for w, b, g, e in zip(*(p.unbind() for p in (weight, bias, gamma, beta)), strict=True):
+        a = F.silu(F.layer_norm(F.linear(a, w, b), b.shape, g, e))
+    return z + a
+
+
 def mlp(width: int, length: int, **options: object) -> nn.Module:
     return dpcr.nn.MLPChain(width, length, activation="tanh", **options)
 
@@ -55,6 +64,39 @@ def residual(width: int, length: int, **options: object) -> nn.Module:
 
 def prenorm(width: int, length: int, **options: object) -> nn.Module:
     return dpcr.nn.ResidualChain(width, length, activation="silu", norm="layer_norm", **options)
+
+
+def layers(width: int, length: int, **options: object) -> nn.Module:
+    return dpcr.nn.LayersChain(width, length, SUBLAYERS, norm="layer_norm", **options)
+
+
+class Block(nn.Module):
+    """What is written for a step of `layers`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU())
+                for _ in range(SUBLAYERS)
+            )
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + self.layers(z)
+
+
+def blocks(chain: nn.Module) -> nn.Sequential:
+    """`Block`s with copies of the parameters of `layers`."""
+    made = nn.Sequential(*(Block(chain.width) for _ in range(chain.depth)))
+    stacked = (chain.weight, chain.bias, chain.norm_weight, chain.norm_bias)
+    with torch.no_grad():
+        for block, *of_block in zip(made, *stacked, strict=True):
+            for (linear, norm, _), *own in zip(block.layers, *of_block, strict=True):
+                own_places = (linear.weight, linear.bias, norm.weight, norm.bias)
+                for parameter, value in zip(own_places, own, strict=True):
+                    parameter.copy_(value)
+    return made.to(chain.weight.device)
 
 
 def orthogonal(*shape: int) -> Tensor:
@@ -117,13 +159,15 @@ def diagonal_loop(blocks: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kind:
-    """step and module are those of a chain; a recurrence has none."""
+    """step and module are those of a chain, modules what PyTorch's users write in place of it; a
+    recurrence has none."""
 
     title: str
     draw: Callable[[Problem], list[Tensor]]
     loop: Callable[..., Tensor]
     step: Callable[..., Tensor] | None = None
     module: Callable[..., nn.Module] | None = None
+    modules: Callable[[nn.Module], nn.Sequential] = lambda chain: chain.to_sequential()
 
 
 KINDS = {
@@ -137,6 +181,14 @@ KINDS = {
     ),
     "prenorm": Kind(
         "pre-norm residual (SiLU)", draw_chain, chain_loop(prenorm_step), prenorm_step, prenorm
+    ),
+    "layers": Kind(
+        f"blocks of {SUBLAYERS} (Linear, LayerNorm, SiLU), skip",
+        draw_chain,
+        chain_loop(layers_step),
+        layers_step,
+        layers,
+        blocks,
     ),
     "dense": Kind("recurrence, dense blocks", draw_dense, dense_loop),
     "diagonal": Kind("recurrence, diagonal blocks", draw_diagonal, diagonal_loop),

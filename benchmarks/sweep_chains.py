@@ -2,7 +2,8 @@
 """The chains of the tables of sweeps, and one solve of one of them.
 
 They span what Newton's method meets: contracting, marginal and chaotic MLPs, residual chains that
-grow, that hardly move, and that are normalised.  Drawn per seed: weights, then the input.
+grow, that hardly move, and that are normalised, and blocks of several layers with a norm each.
+Drawn per seed: weights, then the input.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ SMALLEST = 1e-9
 
 @dataclass(frozen=True)
 class Chain:
-    """gain: of the normal weights of an MLP; scale: of the branches of a residual chain."""
+    """gain: of the normal weights of an MLP; scale: of the branches of a residual chain; layers: of
+    a block, where they are the branch; wide: also counted at a width where no Jacobian pays."""
 
     title: str
     activation: str
@@ -35,6 +37,8 @@ class Chain:
     norm: str | None = None
     contracts: bool = False
     chaotic: bool = False
+    layers: int = 0
+    wide: bool = False
 
     @property
     def residual(self) -> bool:
@@ -47,6 +51,9 @@ class Chain:
             if self.gain is not None:
                 weight = torch.randn(length, width, width) * self.gain / math.sqrt(width)
                 parameters = [weight, torch.randn(length, width) * 0.1]
+            elif self.layers:
+                shapes = [(length, self.layers, width, width), (length, self.layers, width)]
+                parameters = [(2 * torch.rand(s) - 1) / math.sqrt(width) for s in shapes]
             else:
                 shapes = [(length, width, width), (length, width)] * 2
                 parameters = [(2 * torch.rand(s) - 1) / math.sqrt(width) for s in shapes]
@@ -56,6 +63,11 @@ class Chain:
         act = ACTIVATIONS[self.activation]
         if not self.residual:
             return act(F.linear(z, weight, bias))
+        if self.layers:
+            a = z
+            for matrix, vector in zip(weight, bias, strict=True):
+                a = act(F.layer_norm(F.linear(a, matrix, vector), z.shape[-1:]))
+            return z + self.scale * a
         inner = F.layer_norm(z, z.shape[-1:]) if self.norm else z
         return z + self.scale * F.linear(act(F.linear(inner, weight, bias)), *second)
 
@@ -70,7 +82,7 @@ class Chain:
     def solve(self, z: Tensor, parameters: list[Tensor], **options: Any) -> Any:
         """What the product returns, with return_info."""
         if self.residual:
-            function: Callable[..., Any] = dpcr.residual_chain
+            function: Callable[..., Any] = dpcr.layers_chain if self.layers else dpcr.residual_chain
             options.update(scale=self.scale, norm=self.norm)
         else:
             function = dpcr.mlp_chain
@@ -86,7 +98,15 @@ CHAINS = (
     Chain("residual tanh, scale 1", "tanh", scale=1.0),
     Chain("residual ReLU, scale 1/32", "relu", scale=1 / 32),
     Chain("pre-norm residual ReLU, scale 1", "relu", scale=1.0, norm="layer_norm"),
-    Chain("pre-norm residual SiLU, scale 1", "silu", scale=1.0, norm="layer_norm"),
+    Chain("pre-norm residual SiLU, scale 1", "silu", scale=1.0, norm="layer_norm", wide=True),
+    Chain(
+        "4 x (Linear, LayerNorm, SiLU), skip",
+        "silu",
+        scale=1.0,
+        norm="layer_norm",
+        layers=4,
+        wide=True,
+    ),
 )
 
 

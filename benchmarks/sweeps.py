@@ -28,6 +28,7 @@ from sweep_chains import CHAINS, Case, case, finite, history, largest, state_err
 from sweep_checks import Cell, checks
 
 WIDTHS = (4, 16)
+WIDE = 64
 FRACTIONS = (1, 4, 8, 16, 32)
 """S is L divided by these."""
 RULES: dict[str, dict[str, str]] = {
@@ -52,8 +53,9 @@ def add(cell: Cell, given: Case, options: dict[str, Any]) -> None:
 def measure(length: int, seeds: int) -> Iterator[list[Cell]]:
     """Row by row: a chain at one width."""
     for chain in CHAINS:
-        for width in WIDTHS:
-            rules = ["always", "adaptive", *(["identity"] if chain.residual else [])]
+        for width in (*WIDTHS, *([WIDE] if chain.wide else [])):
+            newton = ["always", "adaptive"] if width in WIDTHS else []
+            rules = [*newton, *(["identity"] if chain.residual else [])]
             row = [
                 Cell(chain.title, width, length // fraction, rule)
                 for fraction in FRACTIONS
@@ -76,6 +78,8 @@ def newton_table(rows: Sequence[Sequence[Cell]]) -> str:
     lines = []
     for row in rows:
         cells = {(c.segments, c.rule): c for c in row}
+        if (segments[0], "always") not in cells:
+            continue
         pairs = [f"{cells[s, 'always'].text()} / {cells[s, 'adaptive'].text()}" for s in segments]
         newton = [cell for cell in row if cell.rule in ("always", "adaptive")]
         errors = [error_of(newton), error_of([cells[1, "one segment"]])]

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// torch.ops.deeppcr.mlp, .residual and their backwards on the CPU.
+// torch.ops.deeppcr.mlp, .euler, .residual, .layers and their backwards on the CPU.
 #include "bridge.h"
 #include "operators.h"
+#include "solver.h"
 
 #include <array>
 
@@ -52,7 +53,8 @@ using Parameters = std::array<std::optional<Tensor>, DPCR_PARAMETERS>;
 struct Chain {
     dpcr_chain c = {};
     Tensor z0;
-    Parameters parameters; // contiguous
+    Parameters parameters;             // contiguous
+    std::vector<dpcr_parameter> order; // in which the operator has them
 };
 
 void set_parameter(Chain &chain, dpcr_parameter which, const char *name, const Shape &shape) {
@@ -64,17 +66,20 @@ void set_parameter(Chain &chain, dpcr_parameter which, const char *name, const S
     chain.c.parameter[which] = parameter->const_data_ptr();
 }
 
-Chain start_chain(dpcr_step step, const Tensor &z0, const Tensor &weight, const char *weight_name) {
+Chain start_chain(dpcr_step step, const Tensor &z0, const Tensor &weight, const char *weight_name,
+                  int64_t dimensions = 3) {
     require(z0.dim() == 2, [&] { return "z0 must have shape (B, w), got " + text(shape_of(z0)); });
-    require(weight.dim() == 3, [&] {
-        return std::string(weight_name) + " must have 3 dimensions, got " + text(shape_of(weight));
+    require(weight.dim() == dimensions, [&] {
+        return std::string(weight_name) + " must have " + std::to_string(dimensions) + " dimensions, got "
+               + text(shape_of(weight));
     });
     check_like("z0", z0, z0);
     Chain chain;
     chain.z0 = packed(z0);
     chain.c.step = step;
     chain.c.dtype = dtype_of("z0", z0);
-    chain.c.L = weight.size(0), chain.c.h = weight.size(1), chain.c.B = z0.size(0), chain.c.w = z0.size(1);
+    chain.c.L = weight.size(0), chain.c.h = weight.size(dimensions - 2), chain.c.B = z0.size(0),
+    chain.c.w = z0.size(1);
     return chain;
 }
 
@@ -84,6 +89,7 @@ Chain mlp_chain(const Tensor &z0, const Tensor &weight, const std::optional<Tens
     const int64_t L = chain.c.L, w = chain.c.w;
     set_activation(chain.c, activation, activation_parameters);
     chain.parameters[DPCR_W1] = weight, chain.parameters[DPCR_B1] = bias;
+    chain.order = {DPCR_W1, DPCR_B1};
     set_parameter(chain, DPCR_W1, "weight", {L, w, w});
     set_parameter(chain, DPCR_B1, "bias", {L, w});
     return chain;
@@ -97,6 +103,15 @@ Chain euler_chain(const Tensor &z0, const Tensor &weight, const std::optional<Te
     return chain;
 }
 
+// chain.parameters must be set.
+void set_norm(Chain &chain, const std::string &norm, double eps) {
+    chain.c.norm = norm_of(norm), chain.c.norm_eps = eps;
+    require(chain.c.norm != DPCR_NO_NORM || !chain.parameters[DPCR_GAMMA],
+            "norm_weight must be None where norm is 'none'");
+    require(chain.c.norm == DPCR_LAYER_NORM || !chain.parameters[DPCR_BETA],
+            "norm_bias must be None unless norm is 'layer_norm'");
+}
+
 struct ResidualOptions {
     std::string activation;
     std::vector<double> activation_parameters;
@@ -108,13 +123,10 @@ Chain residual_chain(const Tensor &z0, const Parameters &parameters, const Resid
     Chain chain = start_chain(DPCR_RESIDUAL, z0, *parameters[DPCR_W1], "weight1");
     const int64_t L = chain.c.L, w = chain.c.w, h = chain.c.h;
     set_activation(chain.c, options.activation, options.activation_parameters);
-    chain.c.norm = norm_of(options.norm);
-    chain.c.norm_eps = options.norm_eps, chain.c.scale = options.scale;
-    require(chain.c.norm != DPCR_NO_NORM || !parameters[DPCR_GAMMA],
-            "norm_weight must be None where norm is 'none'");
-    require(chain.c.norm == DPCR_LAYER_NORM || !parameters[DPCR_BETA],
-            "norm_bias must be None unless norm is 'layer_norm'");
+    chain.c.scale = options.scale;
     chain.parameters = parameters;
+    chain.order = {DPCR_W1, DPCR_B1, DPCR_W2, DPCR_B2, DPCR_GAMMA, DPCR_BETA};
+    set_norm(chain, options.norm, options.norm_eps);
     const Shape shapes[DPCR_PARAMETERS] = {{L, h, w}, {L, h}, {L, w, h}, {L, w}, {L, w}, {L, w}};
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         set_parameter(chain, static_cast<dpcr_parameter>(i), kParameterNames[static_cast<size_t>(i)],
@@ -122,55 +134,30 @@ Chain residual_chain(const Tensor &z0, const Parameters &parameters, const Resid
     return chain;
 }
 
-// ---- how the chain is solved, parsed once -----------------------------------------------------------
-
-enum class Keep { nothing, states, checkpoints };
-
-struct Name {
-    const char *name;
-    int value;
+struct LayersOptions {
+    std::string activation;
+    std::vector<double> activation_parameters;
+    std::string norm;
+    double norm_eps;
+    bool skip;
+    double scale;
 };
 
-constexpr Name kStructures[] = {
-    {"dense", DPCR_P_DENSE}, {"identity", DPCR_P_IDENTITY}, {"zero", DPCR_P_ZERO}};
-constexpr Name kRefreshes[] = {{"adaptive", DPCR_ADAPTIVE}, {"always", DPCR_ALWAYS}};
-constexpr Name kKeeps[] = {{"nothing", static_cast<int>(Keep::nothing)},
-                           {"states", static_cast<int>(Keep::states)},
-                           {"checkpoints", static_cast<int>(Keep::checkpoints)}};
-
-template <class Value, size_t count>
-Value choose(const char *argument, const Name (&names)[count], const std::string &given) {
-    for (const Name &name : names)
-        if (given == name.name) return static_cast<Value>(name.value);
-    std::string known;
-    for (const Name &name : names) known += (known.empty() ? "'" : ", '") + std::string(name.name) + "'";
-    throw std::invalid_argument(std::string(argument) + " must be one of " + known + ", got '" + given + "'");
+Chain layers_chain(const Tensor &z0, const Parameters &parameters, const LayersOptions &options) {
+    Chain chain = start_chain(DPCR_LAYERS, z0, *parameters[DPCR_W1], "weight", 4);
+    const int64_t L = chain.c.L, M = parameters[DPCR_W1]->size(1), w = chain.c.w;
+    require(M >= 1, "weight must have shape (L, M, w, w) with M >= 1");
+    set_activation(chain.c, options.activation, options.activation_parameters);
+    chain.c.layers = M, chain.c.skip = options.skip, chain.c.scale = options.scale;
+    chain.parameters = parameters;
+    chain.order = {DPCR_W1, DPCR_B1, DPCR_GAMMA, DPCR_BETA};
+    set_norm(chain, options.norm, options.norm_eps);
+    set_parameter(chain, DPCR_W1, "weight", {L, M, w, w});
+    set_parameter(chain, DPCR_B1, "bias", {L, M, w});
+    set_parameter(chain, DPCR_GAMMA, "norm_weight", {L, M, w});
+    set_parameter(chain, DPCR_BETA, "norm_bias", {L, M, w});
+    return chain;
 }
-
-struct Solver {
-    dpcr_plan plan;
-    dpcr_newton newton;
-    Keep keep;
-
-    Solver(int64_t segments, const std::string &jacobian, const std::string &refresh, double rtol,
-           double atol, int64_t max_sweeps, bool finish, const std::string &keep)
-        : plan{segments, 0}, newton{choose<dpcr_structure>("jacobian", kStructures, jacobian),
-                                    choose<dpcr_refresh>("refresh", kRefreshes, refresh),
-                                    rtol,
-                                    atol,
-                                    max_sweeps,
-                                    finish},
-          keep(choose<Keep>("keep", kKeeps, keep)) {
-    }
-
-    // Of the tensor of kept states, which is (0,B,w) where nothing is.
-    Shape kept_shape(const dpcr_chain &chain) const {
-        const int64_t count = keep == Keep::nothing  ? 0
-                              : keep == Keep::states ? chain.L
-                                                     : dpcr_checkpoints(chain.L, plan.segments);
-        return {count, chain.B, chain.w};
-    }
-};
 
 Tensor allocate_report(const dpcr_chain &chain) {
     return allocate({DPCR_REPORT, chain.B}, ScalarType::Double);
@@ -181,6 +168,7 @@ Tensor allocate_report(const dpcr_chain &chain) {
 std::tuple<Tensor, Tensor, Tensor> forward(const Chain &chain, const std::optional<Tensor> &guess,
                                            const Solver &solver) {
     const ScalarType type = chain.z0.scalar_type();
+    solver.check_frozen(chain.c);
     std::optional<Tensor> start;
     if (guess) {
         check_like("guess", *guess, chain.z0);
@@ -231,9 +219,10 @@ Incoming check_incoming(const Chain &chain, const Solver &solver, const std::opt
 
 // -> gradients of z0 and of the parameters, in the order of `needs`, and the report
 std::vector<Tensor> backward(const Chain &chain, const Solver &solver, const Incoming &incoming,
-                             const std::vector<bool> &needs, size_t parameters) {
-    require(needs.size() == parameters + 1, [&] {
-        return "needs must hold " + std::to_string(parameters + 1) + " flags, got "
+                             const std::vector<bool> &needs) {
+    solver.check_frozen(chain.c);
+    require(needs.size() == chain.order.size() + 1, [&] {
+        return "needs must hold " + std::to_string(chain.order.size() + 1) + " flags, got "
                + std::to_string(needs.size());
     });
     dpcr_pullback pass = {};
@@ -245,10 +234,12 @@ std::vector<Tensor> backward(const Chain &chain, const Solver &solver, const Inc
     std::vector<Tensor> outputs;
     outputs.push_back(needs[0] ? allocate_like(chain.z0) : nothing(chain.z0));
     if (needs[0]) pass.gz0 = outputs[0].mutable_data_ptr();
-    for (size_t i = 0; i < parameters; i++) {
-        const bool wanted = needs[i + 1] && chain.parameters[i].has_value();
-        outputs.push_back(wanted ? allocate_like(*chain.parameters[i]) : nothing(chain.z0));
-        if (wanted) pass.gparameter[i] = outputs.back().mutable_data_ptr();
+    pass.frozen = solver.frozen.empty() ? nullptr : solver.frozen.data();
+    for (size_t i = 0; i < chain.order.size(); i++) {
+        const dpcr_parameter which = chain.order[i];
+        const bool wanted = needs[i + 1] && chain.parameters[which].has_value();
+        outputs.push_back(wanted ? allocate_like(*chain.parameters[which]) : nothing(chain.z0));
+        if (wanted) pass.gparameter[which] = outputs.back().mutable_data_ptr();
     }
     outputs.push_back(allocate_report(chain.c));
     pass.report = static_cast<double *>(outputs.back().mutable_data_ptr());
@@ -262,24 +253,24 @@ std::vector<Tensor> backward(const Chain &chain, const Solver &solver, const Inc
 
 } // namespace
 
-std::tuple<Tensor, Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias,
-                                       std::optional<Tensor> guess, std::string activation,
-                                       std::vector<double> activation_parameters, int64_t segments,
-                                       std::string jacobian, std::string refresh, double rtol, double atol,
-                                       int64_t max_sweeps, bool finish, std::string keep) {
+std::tuple<Tensor, Tensor, Tensor>
+mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> guess, std::string activation,
+    std::vector<double> activation_parameters, int64_t segments, std::string jacobian, std::string refresh,
+    double rtol, double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep) {
     return forward(mlp_chain(z0, weight, bias, activation, activation_parameters), guess,
-                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep));
+                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
              std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
              int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-             int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs) {
+             int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+             std::vector<bool> needs) {
     const Chain chain = mlp_chain(z0, weight, bias, activation, activation_parameters);
-    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep);
+    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
-        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs, 2);
+        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3]};
 }
 
@@ -288,20 +279,21 @@ std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional
                                          std::vector<double> activation_parameters, double scale,
                                          int64_t segments, std::string jacobian, std::string refresh,
                                          double rtol, double atol, int64_t max_sweeps, bool finish,
-                                         std::string keep) {
+                                         std::vector<bool> frozen, std::string keep) {
     return forward(euler_chain(z0, weight, bias, activation, activation_parameters, scale), guess,
-                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep));
+                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
                std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
                double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
-               double atol, int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs) {
+               double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+               std::vector<bool> needs) {
     const Chain chain = euler_chain(z0, weight, bias, activation, activation_parameters, scale);
-    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep);
+    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
-        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs, 2);
+        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3]};
 }
 
@@ -310,10 +302,10 @@ residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2,
          std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<Tensor> guess,
          std::string activation, std::vector<double> activation_parameters, std::string norm, double norm_eps,
          double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-         int64_t max_sweeps, bool finish, std::string keep) {
+         int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep) {
     const Parameters parameters = {weight1, bias1, weight2, bias2, norm_weight, norm_bias};
     return forward(residual_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, scale}),
-                   guess, Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep));
+                   guess, Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
@@ -322,14 +314,44 @@ residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tenso
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
                   std::vector<double> activation_parameters, std::string norm, double norm_eps, double scale,
                   int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-                  int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs) {
+                  int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+                  std::vector<bool> needs) {
     const Parameters parameters = {weight1, bias1, weight2, bias2, norm_weight, norm_bias};
     const Chain chain =
         residual_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, scale});
-    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, keep);
+    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
-        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs, DPCR_PARAMETERS);
+        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
+}
+
+std::tuple<Tensor, Tensor, Tensor>
+layers(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
+       std::optional<Tensor> norm_bias, std::optional<Tensor> guess, std::string activation,
+       std::vector<double> activation_parameters, std::string norm, double norm_eps, bool skip, double scale,
+       int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+       int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep) {
+    const Parameters parameters = {weight, bias, std::nullopt, std::nullopt, norm_weight, norm_bias};
+    return forward(
+        layers_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, skip, scale}), guess,
+        Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
+                Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
+                std::optional<Tensor> norm_bias, std::string activation,
+                std::vector<double> activation_parameters, std::string norm, double norm_eps, bool skip,
+                double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
+                double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+                std::vector<bool> needs) {
+    const Parameters parameters = {weight, bias, std::nullopt, std::nullopt, norm_weight, norm_bias};
+    const Chain chain =
+        layers_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, skip, scale});
+    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
+    const std::vector<Tensor> g =
+        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
+    return {g[0], g[1], g[2], g[3], g[4], g[5]};
 }
 
 } // namespace deeppcr

@@ -6,16 +6,19 @@
 
 // What the operators of all kinds of chain take.  How the chain is solved: dpcr_plan and dpcr_newton of
 // csrc/ops/chain.h.  keep: what forward returns as states, "nothing" (0,B,w), "states" (L,B,w) or "checkpoints",
-// those that backward can do with; in a backward pass, which of the two `kept` is.
+// those that backward can do with; in a backward pass, which of the two `kept` is.  frozen: empty, or for each step
+// whether its parameters get no gradient; forward checks it and hands it on.
 // info: float64 (6,B), the rows of enum dpcr_report.
 #define MLP_OPTIONS ", str activation, float[] activation_parameters"
 #define EULER_OPTIONS MLP_OPTIONS ", float scale"
 #define RESIDUAL_PARAMETERS \
     ", Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? norm_weight, Tensor? norm_bias"
 #define RESIDUAL_OPTIONS MLP_OPTIONS ", str norm, float norm_eps, float scale"
+#define LAYERS_PARAMETERS ", Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias"
+#define LAYERS_OPTIONS MLP_OPTIONS ", str norm, float norm_eps, bool skip, float scale"
 #define SOLVER_OPTIONS                                                                                    \
     ", SymInt segments, str jacobian, str refresh, float rtol, float atol, int max_sweeps, bool finish, " \
-    "str keep"
+    "bool[] frozen, str keep"
 
 STABLE_TORCH_LIBRARY(deeppcr, m) {
     m.def("linear_recurrence(Tensor? A, Tensor b, Tensor? x0, str blocks, bool reverse, SymInt segments)"
@@ -38,6 +41,12 @@ STABLE_TORCH_LIBRARY(deeppcr, m) {
               RESIDUAL_OPTIONS SOLVER_OPTIONS
           ", bool[] needs) -> (Tensor gz0, Tensor gweight1, Tensor gbias1, Tensor gweight2,"
           " Tensor gbias2, Tensor gnorm_weight, Tensor gnorm_bias, Tensor info)");
+    m.def("layers(Tensor z0" LAYERS_PARAMETERS ", Tensor? guess" LAYERS_OPTIONS SOLVER_OPTIONS
+          ") -> (Tensor z, Tensor states, Tensor info)");
+    m.def("layers_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept" LAYERS_PARAMETERS
+              LAYERS_OPTIONS SOLVER_OPTIONS ", bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias, "
+          "Tensor gnorm_weight, Tensor gnorm_bias,"
+          " Tensor info)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(deeppcr, CPU, m) {
@@ -49,4 +58,6 @@ STABLE_TORCH_LIBRARY_IMPL(deeppcr, CPU, m) {
     m.impl("euler_backward", TORCH_BOX(&deeppcr::euler_backward));
     m.impl("residual", TORCH_BOX(&deeppcr::residual));
     m.impl("residual_backward", TORCH_BOX(&deeppcr::residual_backward));
+    m.impl("layers", TORCH_BOX(&deeppcr::layers));
+    m.impl("layers_backward", TORCH_BOX(&deeppcr::layers_backward));
 }

@@ -15,24 +15,24 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::op
                                                               std::string blocks, bool reverse,
                                                               int64_t segments, bool need_A, bool need_x0);
 
-std::tuple<Tensor, Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias,
-                                       std::optional<Tensor> guess, std::string activation,
-                                       std::vector<double> activation_parameters, int64_t segments,
-                                       std::string jacobian, std::string refresh, double rtol, double atol,
-                                       int64_t max_sweeps, bool finish, std::string keep);
+std::tuple<Tensor, Tensor, Tensor>
+mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> guess, std::string activation,
+    std::vector<double> activation_parameters, int64_t segments, std::string jacobian, std::string refresh,
+    double rtol, double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
              std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
              int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-             int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs);
+             int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+             std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor>
 residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
          std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<Tensor> guess,
          std::string activation, std::vector<double> activation_parameters, std::string norm, double norm_eps,
          double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-         int64_t max_sweeps, bool finish, std::string keep);
+         int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
@@ -40,19 +40,37 @@ residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tenso
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
                   std::vector<double> activation_parameters, std::string norm, double norm_eps, double scale,
                   int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-                  int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs);
+                  int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+                  std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional<Tensor> bias,
                                          std::optional<Tensor> guess, std::string activation,
                                          std::vector<double> activation_parameters, double scale,
                                          int64_t segments, std::string jacobian, std::string refresh,
                                          double rtol, double atol, int64_t max_sweeps, bool finish,
-                                         std::string keep);
+                                         std::vector<bool> frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
                std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
                double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
-               double atol, int64_t max_sweeps, bool finish, std::string keep, std::vector<bool> needs);
+               double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+               std::vector<bool> needs);
+
+std::tuple<Tensor, Tensor, Tensor>
+layers(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
+       std::optional<Tensor> norm_bias, std::optional<Tensor> guess, std::string activation,
+       std::vector<double> activation_parameters, std::string norm, double norm_eps, bool skip, double scale,
+       int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+       int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
+                Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
+                std::optional<Tensor> norm_bias, std::string activation,
+                std::vector<double> activation_parameters, std::string norm, double norm_eps, bool skip,
+                double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
+                double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+                std::vector<bool> needs);
 
 } // namespace deeppcr

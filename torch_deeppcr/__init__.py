@@ -6,6 +6,8 @@
     net = dpcr.nn.MLPChain(width=16, depth=1024)
     x = dpcr.linear_recurrence(A, b)
 
+    net = dpcr.parallelize(net)              # your own model, in place
+
 `dpcr.reference` holds the same computations as plain PyTorch loops.
 """
 
@@ -18,16 +20,29 @@ if _native.native_available():
 
     _ops.register()
 
-from . import nn, reference  # noqa: E402
+from . import _flops, nn, reference  # noqa: E402
 from ._native import native_available  # noqa: E402
 from ._plan import ChainInfo, ConvergenceError, ConvergenceWarning, Plan, Status  # noqa: E402
+from ._switch import sequential  # noqa: E402
 from .functional import (  # noqa: E402
     RecurrenceInfo,
     euler_chain,
+    layers_chain,
     linear_recurrence,
     mlp_chain,
     residual_chain,
 )
+from .parallel import (  # noqa: E402
+    Report,
+    parallelize,
+    register_block,
+    report,
+    steps,
+    unparallelize,
+)
+
+if _native.native_available():
+    _flops.register()
 
 __all__ = [
     "ChainInfo",
@@ -35,12 +50,20 @@ __all__ = [
     "ConvergenceWarning",
     "Plan",
     "RecurrenceInfo",
+    "Report",
     "Status",
     "euler_chain",
+    "layers_chain",
     "linear_recurrence",
     "mlp_chain",
     "native_available",
     "nn",
+    "parallelize",
     "reference",
+    "register_block",
+    "report",
     "residual_chain",
+    "sequential",
+    "steps",
+    "unparallelize",
 ]

@@ -51,7 +51,7 @@ _FAMILIES: dict[str, _Family] = {
 ACTIVATIONS: tuple[str, ...] = tuple(_FAMILIES)
 
 # Exact classes: a subclass may compute something else.
-_NAME_OF_MODULE: dict[type, str] = {
+NAME_OF_MODULE: dict[type, str] = {
     nn.Identity: "identity",
     nn.ReLU: "relu",
     nn.LeakyReLU: "leaky_relu",
@@ -109,12 +109,10 @@ def _number(name: str, value: object) -> float:
 
 def from_module(module: nn.Module) -> Activation:
     """The activation that a module computes; ValueError where it is none of the table."""
-    name = _NAME_OF_MODULE.get(type(module))
+    name = NAME_OF_MODULE.get(type(module))
     if name is None:
         raise ValueError(
-            "activation must be one of nn."
-            + ", nn.".join(c.__name__ for c in _NAME_OF_MODULE)
-            + " "
+            "activation must be one of nn." + ", nn.".join(c.__name__ for c in NAME_OF_MODULE) + " "
             f"(not a subclass), got {type(module).__name__}"
         )
     if isinstance(module, nn.GELU) and module.approximate == "tanh":

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a chain of any kind: which implementation, and how its derivatives are taken.
 
-    no native kernel for device or dtype    PyTorch's loop, differentiated by PyTorch
+    no native kernel for device or dtype,
+    or inside of `sequential`               PyTorch's loop, differentiated by PyTorch
     torch.compile, torch.export             the raw operator with what _ops.py registers for it
     no gradient can be asked for            the raw operator; no states are kept
     otherwise                               an autograd.Function around the raw operators
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from . import _calculus, _native, _plan, _vmap
 from ._kinds import ChainKind, Options
+from ._switch import sequential_wanted
 from ._transforms import (
     below_autograd,
     forward_ad_active,
@@ -42,7 +44,7 @@ def solve(
     keep: "states" where the caller wants them (L,B,w); with "nothing" what is kept is what backward
     will need, if a gradient may be asked for.
     """
-    if not native(z0):
+    if sequential_wanted() or not native(z0):
         return *kind.loop(options, keep == "states", z0, *tensors[:-1]), None
     recording = torch.is_grad_enabled() and (
         z0.requires_grad or any(t is not None and t.requires_grad for t in tensors[:-1])

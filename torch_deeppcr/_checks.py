@@ -118,6 +118,19 @@ def segments(value: object, length: int | None = None) -> Any:
     return value
 
 
+def frozen(flags: Sequence[bool], length: int) -> None:
+    if flags and len(flags) != length:
+        raise ValueError(
+            f"frozen must be empty or hold {length} flags, one for each step, got {len(flags)}"
+        )
+
+
+def sublayers(weight: object) -> None:
+    """A weight of four dimensions has layers in its steps; other shapes are somebody else's."""
+    if isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[1] < 1:
+        raise ValueError("weight must have shape (L, M, w, w) with M >= 1")
+
+
 def norm_parameters(norm: str, norm_weight: object, norm_bias: object) -> None:
     """The parameters that a normalisation has no use for must be None."""
     if norm_weight is not None and norm == "none":

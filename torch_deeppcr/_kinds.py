@@ -4,16 +4,18 @@
 Everything else in the package (checks, fake kernels, autograd, vmap, fallback) is written once over
 a `ChainKind`.  A chain operator ``torch.ops.deeppcr.<name>`` takes
 
-    (z0, *parameters, guess, *step options, *solver options, keep) -> (z, states, info)
+    (z0, *parameters, guess, *step options, *solver options, frozen, keep) -> (z, states, info)
 
 and its ``_backward``
 
-    (gz, gstates, z0, kept, *parameters, *step options, *solver options, keep, needs)
+    (gz, gstates, z0, kept, *parameters, *step options, *solver options, frozen, keep, needs)
         -> (gz0, *gradients of the parameters, info)
 
 with z0 (B,w), guess and gstates (L,B,w), info (6,B), and needs: one flag for z0 and for each
-parameter.  keep says what forward returns as states, and backward takes as kept: "nothing" (0,B,w),
-"states" (L,B,w), or "checkpoints", fewer states, from which backward computes the others again.
+parameter.  frozen: no flags, or one for each step whose parameters are constants: these rows of the
+gradients are zero (forward takes it for the sake of its backward).  keep says what forward returns
+as states, and backward takes as kept: "nothing" (0,B,w), "states" (L,B,w), or "checkpoints", fewer
+states, from which backward computes the others again.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Options(NamedTuple):
     solver: tuple[Any, ...]  # in the order of the operators
     kept: str = "states"  # what forward keeps for backward: "states" or "checkpoints"
     watch: str = ""  # "warn" or "raise" where a sample does not converge
+    frozen: tuple[bool, ...] = ()  # steps whose parameters are constants; empty: none
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class ChainKind:
     shapes: dict[str, tuple[str, bool]]  # parameter -> (shape in letters, must it be there)
     reference: Callable[..., tuple[Tensor, Tensor]]
     check_options: Callable[..., None]  # (parameters, *options)
+    has_skip: Callable[..., bool]  # of its options: whether z_{l-1} is a term of z_l
 
     @property
     def count(self) -> int:
@@ -57,6 +61,8 @@ class ChainKind:
         self, options: Options, with_states: bool, z0: Tensor, *parameters: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The reference in the dtype of its inputs, also under autocast."""
+        if any(options.frozen):
+            parameters = tuple(_stop_gradient(options.frozen, p) for p in parameters)
         with without_autocast(z0):
             return self.reference(z0, *parameters, *options.step, with_states)
 
@@ -65,20 +71,30 @@ class ChainKind:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The raw operator of (z0, *parameters, guess)."""
         operator = getattr(torch.ops.deeppcr, self.name).default
-        return operator(*tensors, *options.step, *options.solver, keep)
+        return operator(*tensors, *options.step, *options.solver, options.frozen, keep)
 
     def backward(
         self, options: Options, keep: str, needs: Sequence[bool], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The raw vector-Jacobian product of (gz, gstates, z0, kept, *parameters)."""
         operator = getattr(torch.ops.deeppcr, f"{self.name}_backward").default
-        return operator(*tensors, *options.step, *options.solver, keep, needs)
+        return operator(*tensors, *options.step, *options.solver, options.frozen, keep, needs)
 
     def flops(self, parameters: Sequence[Tensor | None]) -> int:
         """Of the matrix products of one sample, walked once."""
         required = (there for _, there in self.shapes.values())
         weights = zip(parameters, required, strict=True)
         return sum(2 * p.numel() for p, there in weights if there and p is not None)
+
+
+def _stop_gradient(frozen: Sequence[bool], parameter: Tensor | None) -> Tensor | None:
+    """The parameter (L, ...), a constant in the steps that are frozen."""
+    if parameter is None:
+        return None
+    steps = torch.tensor(frozen, device=parameter.device)
+    return torch.where(
+        steps.reshape(-1, *(1,) * (parameter.dim() - 1)), parameter.detach(), parameter
+    )
 
 
 def _check_activation(activation: str, activation_parameters: list[float]) -> None:
@@ -121,11 +137,25 @@ def _check_residual_options(
     _checks.finite("scale", scale)
 
 
+def _check_layers_options(
+    parameters: tuple[Tensor | None, ...],
+    activation: str,
+    activation_parameters: list[float],
+    norm: str,
+    norm_eps: float,
+    skip: bool,
+    scale: float,
+) -> None:
+    _check_residual_options(parameters, activation, activation_parameters, norm, norm_eps, scale)
+    _checks.sublayers(parameters[0])
+
+
 MLP = ChainKind(
     "mlp",
     {"weight": ("Lww", True), "bias": ("Lw", False)},
     reference.mlp,
     _check_mlp_options,
+    lambda *options: False,
 )
 
 EULER = ChainKind(
@@ -133,6 +163,7 @@ EULER = ChainKind(
     {"weight": ("Lww", True), "bias": ("Lw", False)},
     reference.euler,
     _check_euler_options,
+    lambda *options: True,
 )
 
 RESIDUAL = ChainKind(
@@ -147,6 +178,20 @@ RESIDUAL = ChainKind(
     },
     reference.residual,
     _check_residual_options,
+    lambda *options: True,
 )
 
-KINDS = (MLP, RESIDUAL, EULER)
+LAYERS = ChainKind(
+    "layers",
+    {
+        "weight": ("LMww", True),
+        "bias": ("LMw", False),
+        "norm_weight": ("LMw", False),
+        "norm_bias": ("LMw", False),
+    },
+    reference.layers,
+    _check_layers_options,
+    lambda activation, activation_parameters, norm, norm_eps, skip, scale: skip,
+)
+
+KINDS = (MLP, RESIDUAL, EULER, LAYERS)

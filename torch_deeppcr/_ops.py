@@ -90,7 +90,7 @@ def _register_chain(kind: ChainKind) -> None:
     def backward(
         ctx: Any, gz: MaybeTensor, gstates: MaybeTensor, _: MaybeTensor
     ) -> tuple[MaybeTensor, ...]:
-        rest = (None,) * (1 + len(ctx.options.step) + SOLVER_OPTIONS + 1)
+        rest = (None,) * (1 + len(ctx.options.step) + SOLVER_OPTIONS + 2)
         if gz is None and gstates is None:
             return (*(None,) * (end - 1), *rest)
         needs = list(ctx.needs_input_grad[: end - 1])
@@ -143,7 +143,7 @@ def _register_chain_backward(kind: ChainKind) -> None:
         gz, gstates, z0, *parameters = _chain.double_pullback(
             kind, ctx.options, ctx.needs, ctx.saved_tensors, cotangents[:-1], wanted
         )
-        rest = (None,) * (len(ctx.options.step) + SOLVER_OPTIONS + 2)
+        rest = (None,) * (len(ctx.options.step) + SOLVER_OPTIONS + 3)
         return (gz, gstates, z0, None, *parameters, *rest)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> _vmap.Mapped:
@@ -159,9 +159,9 @@ def _register_chain_backward(kind: ChainKind) -> None:
 
 
 def _options(values: tuple[Any, ...]) -> Options:
-    """Of (*step options, *solver options, keep)."""
-    end = len(values) - 1 - SOLVER_OPTIONS
-    return Options(values[:end], values[end:-1])
+    """Of (*step options, *solver options, frozen, keep)."""
+    end = len(values) - 2 - SOLVER_OPTIONS
+    return Options(values[:end], values[end:-2], frozen=tuple(values[-2]))
 
 
 def _check_chain(
@@ -183,6 +183,7 @@ def _check_chain(
     _checks.choice("refresh", refresh, _plan.REFRESHES)
     _checks.positive("rtol", rtol)
     _checks.epsilon("atol", atol)
+    _checks.frozen(options.frozen, sizes["L"])
     _checks.choice("keep", keep, ("nothing", "states", "checkpoints"))
     return sizes["L"]
 

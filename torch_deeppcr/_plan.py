@@ -23,6 +23,14 @@ REFRESHES = ("adaptive", "always")
 UNCONVERGED = ("sequential", "warn", "raise", "ignore")
 MEMORY = ("states", "recompute")
 
+#: Where steps have a skip, "auto" is Newton with dense Jacobians up to this width, beyond it
+#: Picard's iteration: w columns a sample cost more than the sweeps that they spare, and the maps of
+#: the segments are (S,B,w,w).  Measured with L = 256, S = 16, B = 1, one thread, pre-norm residual
+#: blocks and blocks of 4 layers with LayerNorm, forward + backward, dense over identity: 0.8 and
+#: 0.85 at w = 16, 1.0 at 32, 2.2 and 1.15 at 64, 2.3 and 1.3 at 128; and dense needs fewer sweeps,
+#: which counts where a sweep is latency.
+WIDEST_DENSE = 64
+
 # The default rtol is 8 eps; of half precision it is only reported, since the loop has no tolerance.
 _RTOL = {
     dtype: 8 * torch.finfo(dtype).eps
@@ -69,10 +77,12 @@ class Solver:
         _checks.choice("on_unconverged", self.on_unconverged, UNCONVERGED)
         _checks.choice("memory", self.memory, MEMORY)
 
-    @property
-    def structure(self) -> str:
-        """What stands for the product of a segment's step Jacobians."""
-        return "dense" if self.jacobian == "auto" else self.jacobian
+    def structure(self, skip: bool, width: int) -> str:
+        """What stands for the product of a segment's step Jacobians, in steps with or without a
+        skip."""
+        if self.jacobian != "auto":
+            return self.jacobian
+        return "identity" if skip and width > WIDEST_DENSE else "dense"
 
     @property
     def kept(self) -> str:
@@ -83,11 +93,13 @@ class Solver:
     def watch(self) -> str:
         return self.on_unconverged if self.on_unconverged in ("warn", "raise") else ""
 
-    def raw(self, segments: int, max_sweeps: int | None, dtype: torch.dtype) -> tuple[Any, ...]:
+    def raw(
+        self, segments: int, structure: str, max_sweeps: int | None, dtype: torch.dtype
+    ) -> tuple[Any, ...]:
         """The solver's arguments of the raw operators, in their order."""
         return (
             segments,
-            self.structure,
+            structure,
             self.refresh,
             _RTOL[dtype] if self.rtol is None else float(self.rtol),
             float(self.atol),

@@ -12,8 +12,8 @@ tile and, as columns, their b w tangents:
 
 With gradients the way back is added: 2 L states with one segment; with more the tangents once and
 2 L states (or, without a dense P, 2 L states a sweep).  The number of sweeps is not known before it
-was tried, so it is assumed to be small; a plan that then loses was tried once, at a cost bounded by
-``max_sweeps``.
+was tried, so it is assumed to be small (without a dense P, what wide residual chains take); a plan
+that then loses was tried once, at a cost bounded by ``max_sweeps``.
 """
 
 from __future__ import annotations
@@ -33,9 +33,21 @@ START = 100
 #: A parallel plan is taken where the model says that it is this much faster.
 MARGIN = 1.25
 _ASSUMED_SWEEPS = 4
+#: Of Picard's iteration, which takes S sweeps at most.  Measured at w = 256, L = 256 (pre-norm
+#: residual blocks, blocks of 4 layers with LayerNorm): 10 to 16 at S = 16, 13 to 20 at S = 64,
+#: forward and backward, for every batch.
+_ASSUMED_PICARD = 15
 #: Fewer threads cannot win, not even in training: S > 1 is at least (4 L + 2 L) / threads, S = 1 at
 #: most L + 2 L.
 FEWEST_THREADS = math.ceil(MARGIN * (_ASSUMED_SWEEPS + 2) / 3)
+
+
+#: Where the operator is as fast as modules called one by one, on one thread: the shortest chain, in
+#: inference and in training; the work of a step, B w^2, from which PyTorch's matrix products are as
+#: fast; and the width from which gradients, fresh memory in every step, decide.
+SHORTEST = (4, 6)
+WORK = (2**24, 2**23)
+WIDEST_TRAINED = 512
 
 
 class Problem(NamedTuple):
@@ -84,6 +96,13 @@ def cost(problem: Problem, segments: int, sweeps: Sweeps) -> float:
     return work / max(min(problem.threads, tiles * segments), 1) + starts * START
 
 
+def native_pays(length: int, width: int, batch: int, gradients: bool) -> bool:
+    """Whether the operator takes the place of modules that could be called one by one."""
+    if length < SHORTEST[gradients] or batch * width * width >= WORK[gradients]:
+        return False
+    return not gradients or width < WIDEST_TRAINED
+
+
 class Planner:
     """The memory of one module: the sweeps seen, by shape of the problem and number of segments."""
 
@@ -115,7 +134,8 @@ class Planner:
         total = max((sweeps.total for sweeps in fewer), default=0.0)
         tangent = max((sweeps.tangent for sweeps in fewer), default=0.0)
         assumed = {None: 0, "adaptive": 1, "always": _ASSUMED_SWEEPS - 1}[problem.refresh]
-        return Sweeps(max(total, _ASSUMED_SWEEPS), max(tangent, assumed), False)
+        few = _ASSUMED_SWEEPS if problem.refresh else min(segments, _ASSUMED_PICARD)
+        return Sweeps(max(total, few), max(tangent, assumed), False)
 
     def _decide(self, problem: Problem) -> Choice:
         sequential = cost(problem, 1, Sweeps(1, 0, True))

@@ -12,6 +12,7 @@ from . import _chain, _checks, _native
 from ._kinds import ChainKind, Options
 from ._plan import ChainInfo, Plan, Solver, readable
 from ._planner import FEWEST_THREADS, Choice, Planner, Problem
+from ._switch import sequential_wanted
 from ._transforms import autocast_enabled, forward_ad_active, func_active
 
 #: A tensor, or a tuple of it and what ``return_states`` and ``return_info`` ask for.
@@ -39,6 +40,7 @@ class Call(NamedTuple):
     return_info: bool
     solver: Solver
     planner: Planner | None = None  # of a module
+    frozen: tuple[bool, ...] = ()  # steps whose parameters are constants; empty: none
 
 
 def run(
@@ -52,6 +54,7 @@ def run(
         parameters = tuple(map(to_float32, parameters))
         guess = to_float32(guess)
     length = _checks.parameters(kind.shapes, parameters, "input", state)["L"]
+    _checks.frozen(call.frozen, length)
     _checks.flag("return_states", call.return_states)
     _checks.flag("return_info", call.return_info)
     outer = state.shape[:-1]
@@ -60,12 +63,14 @@ def run(
     if len(outer) != 1:
         state = state.flatten(0, -2) if outer else state.unsqueeze(0)
 
-    problem, choice = _choose(call, length, state, parameters)
+    structure = call.solver.structure(kind.has_skip(*step), state.shape[1])
+    problem, choice = _choose(call, structure, length, state, parameters)
     options = Options(
         step,
-        call.solver.raw(choice.segments, choice.max_sweeps, state.dtype),
+        call.solver.raw(choice.segments, structure, choice.max_sweeps, state.dtype),
         call.solver.kept,
         call.solver.watch,
+        call.frozen,
     )
     keep = "states" if call.return_states else "nothing"
     start = None if choice.segments == 1 else guess
@@ -113,7 +118,7 @@ def _check_guess(guess: object, length: int, state: Tensor) -> Tensor:
 
 
 def _choose(
-    call: Call, length: int, state: Tensor, parameters: tuple[Tensor | None, ...]
+    call: Call, structure: str, length: int, state: Tensor, parameters: tuple[Tensor | None, ...]
 ) -> tuple[Problem | None, Choice]:
     """How many segments; and for what, where the planner chose and wants to see the sweeps."""
     solver = call.solver
@@ -131,7 +136,7 @@ def _choose(
     gradients = torch.is_grad_enabled() and (
         state.requires_grad or any(p is not None and p.requires_grad for p in parameters)
     )
-    refresh = solver.refresh if solver.structure == "dense" else None
+    refresh = solver.refresh if structure == "dense" else None
     batch, width = state.shape
     problem = Problem(length, batch, width, state.dtype, refresh, threads, gradients)
     choice = call.planner.choose(problem)
@@ -153,7 +158,7 @@ def _info(
     outer: tuple[int, ...],
     info: Tensor | None,
 ) -> ChainInfo:
-    segments, _, _, rtol, atol, max_sweeps, _ = options.solver
+    segments, structure, _, rtol, atol, max_sweeps, _ = options.solver
     why = choice.why or f"segments={segments}, as asked for"
     if info is None:
         segments, why = 1, f"PyTorch's loop: {_no_kernel(state)}"
@@ -161,7 +166,7 @@ def _info(
     compiling = torch.compiler.is_compiling()
     plan = Plan(
         segments,
-        call.solver.structure,
+        structure,
         call.solver.refresh,
         rtol,
         atol,
@@ -180,6 +185,8 @@ def _info(
 
 
 def _no_kernel(state: Tensor) -> str:
+    if sequential_wanted():
+        return "inside of torch_deeppcr.sequential()"
     if not _native.native_available():
         return "the native library is not loaded"
     return f"there is no native kernel for {state.dtype} on {state.device.type}"

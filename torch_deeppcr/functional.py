@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _activations, _checks, _recurrence, _solve
 from ._activations import Activation
-from ._kinds import EULER, MLP, RESIDUAL
+from ._kinds import EULER, LAYERS, MLP, RESIDUAL
 from ._plan import SolverOptions, solver_of
 from ._solve import Call, Output, to_float32
 from ._transforms import autocast_enabled, func_active
@@ -67,7 +67,9 @@ def mlp_chain(
             with many threads, where it is what the sweeps seen there say is fastest.
         jacobian: what stands for the product of a segment's step Jacobians: "dense", itself
             (Newton); "identity" (Picard's iteration, for residual chains) or "zero" (Jacobi's),
-            cheaper sweeps, but more.  "auto" is "dense".
+            cheaper sweeps, but more.  "auto" is "dense"; but "identity" for chains whose steps add
+            to their input (residual, Euler, layers with skip) and are wider than 64, where w^3
+            work a step and w^2 memory a segment and sample are dearer than the extra sweeps.
         refresh: when that product is computed: "adaptive", from the second sweep on where the last
             gained little, or "always".
         rtol, atol: a segment's start may be wrong by rtol times its size (None: 8 eps of the
@@ -197,16 +199,64 @@ def run_residual(
     norm_eps: float | None,
     scale: float,
 ) -> Output:
-    name, numbers = _activations.resolve(activation)
-    _checks.choice("norm", norm, _NORMS)
-    norm = norm or "none"
-    _checks.norm_parameters(norm, *parameters[-2:])
-    if norm_eps is None:
-        norm_eps = _default_eps(norm, input)
-    else:
-        norm_eps = _checks.epsilon("norm_eps", norm_eps)
-    step = (name, numbers, norm, norm_eps, _checks.finite("scale", scale))
+    normed = _resolve_norm(input, norm, norm_eps, *parameters[-2:])
+    step = (*_activations.resolve(activation), *normed, _checks.finite("scale", scale))
     return _solve.run(RESIDUAL, step, call, input, *parameters)
+
+
+def layers_chain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    *,
+    activation: ActivationLike = "silu",
+    norm: str | None = None,
+    norm_eps: float | None = None,
+    skip: bool = True,
+    scale: float = 1.0,
+    return_states: bool = False,
+    warm_start: Tensor | None = None,
+    return_info: bool = False,
+    **solver: Unpack[SolverOptions],
+) -> Output:
+    """L steps of M layers each, z_l = z_{l-1} + scale a_M with a_0 = z_{l-1} and
+    a_m = act(norm(W_lm a_{m-1} + b_lm)); without skip z_l = scale a_M.
+
+    Args:
+        input: z_0 (..., w).
+        weight, bias: (L, M, w, w) and (L, M, w) or None; M is at least 1.
+        norm_weight, norm_bias: (L, M, w) or None; only with a norm (norm_bias only with
+            "layer_norm").
+        activation: as in `mlp_chain`.
+        norm, norm_eps: as in `residual_chain`, but of the pre-activations.
+        skip: whether z_{l-1} is added.
+        scale: a finite number.
+        return_states, warm_start, return_info, **solver: as in `mlp_chain`.
+
+    Returns, dtypes, devices, autocast and errors: as `mlp_chain`.
+    """
+    call = Call(return_states, warm_start, return_info, solver_of(solver))
+    parameters = (weight, bias, norm_weight, norm_bias)
+    return run_layers(call, input, parameters, activation, norm, norm_eps, skip, scale)
+
+
+def run_layers(
+    call: Call,
+    input: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    activation: ActivationLike,
+    norm: str | None,
+    norm_eps: float | None,
+    skip: bool,
+    scale: float,
+) -> Output:
+    normed = _resolve_norm(input, norm, norm_eps, *parameters[-2:])
+    _checks.sublayers(parameters[0])
+    adds = (_checks.flag("skip", skip), _checks.finite("scale", scale))
+    step = (*_activations.resolve(activation), *normed, *adds)
+    return _solve.run(LAYERS, step, call, input, *parameters)
 
 
 def linear_recurrence(
@@ -261,6 +311,16 @@ def linear_recurrence(
     count = 1 if segments == "auto" else _checks.segments(segments, b.shape[0])
     x, info = _recurrence.solve(A, b, x0, kind, _checks.flag("reverse", reverse), count)
     return (x, _info(info)) if _checks.flag("return_info", return_info) else x
+
+
+def _resolve_norm(
+    state: object, norm: str | None, eps: float | None, *parameters: Tensor | None
+) -> tuple[str, float]:
+    """norm and norm_eps as the operators take them."""
+    _checks.choice("norm", norm, _NORMS)
+    norm = norm or "none"
+    _checks.norm_parameters(norm, *parameters)
+    return norm, _default_eps(norm, state) if eps is None else _checks.epsilon("norm_eps", eps)
 
 
 def _default_eps(norm: str, state: object) -> float:

@@ -92,15 +92,48 @@ def residual(
     gammas, betas = _steps(norm_weight, length), _steps(norm_bias, length)
 
     def step(index: int, z: Tensor) -> Tensor:
-        if norm == "layer_norm":
-            u = _layer_norm(z, gammas[index], betas[index], norm_eps)
-        elif norm == "rms_norm":
-            u = F.rms_norm(z, z.shape[-1:], gammas[index], norm_eps)
-        else:
-            u = z
+        u = _norm(norm, z, gammas[index], betas[index], norm_eps)
         u = F.linear(u, weights1[index], biases1[index])
         u = _activations.apply(activation, tuple(activation_parameters), u)
         return z + scale * F.linear(u, weights2[index], biases2[index])
+
+    return _walk(z0, length, step, save_states)
+
+
+def layers(
+    z0: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    activation: str,
+    activation_parameters: Sequence[float],
+    norm: str,
+    norm_eps: float,
+    skip: bool,
+    scale: float,
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """z_l = (z_{l-1} if skip) + scale a_M,  a_0 = z_{l-1},  a_m = act(norm(W_lm a_{m-1} + b_lm)).
+
+    Shapes: z0 (B,w), weight (L,M,w,w), bias, norm_weight and norm_bias (L,M,w) or None.
+    norm and results: as `residual`.
+    """
+    length, inner = weight.shape[:2]
+
+    def by_layer(stacked: Tensor | None) -> Sequence[Sequence[Tensor | None]]:
+        return [_steps(step, inner) for step in _steps(stacked, length)]
+
+    weights, biases = by_layer(weight), by_layer(bias)
+    gammas, betas = by_layer(norm_weight), by_layer(norm_bias)
+
+    def step(index: int, z: Tensor) -> Tensor:
+        a = z
+        layer = zip(weights[index], biases[index], gammas[index], betas[index], strict=True)
+        for matrix, vector, gamma, beta in layer:
+            u = _norm(norm, F.linear(a, matrix, vector), gamma, beta, norm_eps)  # type: ignore[arg-type]
+            a = _activations.apply(activation, tuple(activation_parameters), u)
+        return z + scale * a if skip else scale * a
 
     return _walk(z0, length, step, save_states)
 
@@ -133,6 +166,12 @@ def linear_recurrence(
             x = block * x + inputs[index]
         states.append(x)
     return torch.stack(states[::-1] if reverse else states)
+
+
+def _norm(kind: str, z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+    if kind == "layer_norm":
+        return _layer_norm(z, gamma, beta, eps)
+    return F.rms_norm(z, z.shape[-1:], gamma, eps) if kind == "rms_norm" else z
 
 
 def _layer_norm(z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:

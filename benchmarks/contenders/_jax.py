@@ -55,6 +55,12 @@ class JaxContender(Contender):
 # ---- the steps of problems.py once more: z (...,w) and the parameters of one step ---------------
 
 
+def layer_norm(z: Array, gamma: Array, beta: Array) -> Array:
+    centred = z - z.mean(-1, keepdims=True)
+    variance = (centred * centred).mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-5) * gamma + beta
+
+
 def mlp_step(z: Array, weight: Array, bias: Array) -> Array:
     return jnp.tanh(z @ weight.T + bias)
 
@@ -66,13 +72,23 @@ def residual_step(z: Array, w1: Array, b1: Array, w2: Array, b2: Array) -> Array
 def prenorm_step(
     z: Array, w1: Array, b1: Array, w2: Array, b2: Array, gamma: Array, beta: Array
 ) -> Array:
-    centred = z - z.mean(-1, keepdims=True)
-    variance = (centred * centred).mean(-1, keepdims=True)
-    inner = centred * jax.lax.rsqrt(variance + 1e-5) * gamma + beta
+    inner = layer_norm(z, gamma, beta)
     return z + jax.nn.silu(inner @ w1.T + b1) @ w2.T + b2
 
 
-STEPS = {"mlp": mlp_step, "residual": residual_step, "prenorm": prenorm_step}
+def layers_step(z: Array, weight: Array, bias: Array, gamma: Array, beta: Array) -> Array:
+    a = z
+    for w, b, g, e in zip(weight, bias, gamma, beta, strict=True):
+        a = jax.nn.silu(layer_norm(a @ w.T + b, g, e))
+    return z + a
+
+
+STEPS = {
+    "mlp": mlp_step,
+    "residual": residual_step,
+    "prenorm": prenorm_step,
+    "layers": layers_step,
+}
 
 
 def after(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -58,9 +58,11 @@ def _run(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]
 
 
 def stacked(gradients: Iterable[Tensor | None], problem: Problem) -> list[Tensor]:
-    """One gradient for each leaf of the problem, also where every layer has its own parameters."""
+    """One gradient for each leaf of the problem, also where every layer (or sublayer) has its own
+    parameters."""
     first, *others = (torch.zeros(()) if g is None else g for g in gradients)
     kinds = len(problem.leaves) - 1
     if len(others) > kinds:
-        others = [torch.stack(others[kind::kinds]) for kind in range(kinds)]
+        stacks = (torch.stack(others[kind::kinds]) for kind in range(kinds))
+        others = [g.view_as(leaf) for g, leaf in zip(stacks, problem.leaves[1:], strict=True)]
     return [first, *others]

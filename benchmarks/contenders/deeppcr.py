@@ -9,6 +9,7 @@ from problems import Problem
 from torch import Tensor
 
 import torch_deeppcr as dpcr
+from torch_deeppcr._plan import WIDEST_DENSE
 
 from . import Contender, Run, newton_gflop
 from ._torch import run_function, run_module
@@ -29,6 +30,10 @@ class DeepPCR(Contender):
         segments = self.segments(problem.length)
         if segments in (1, "auto") or problem.kind == "diagonal":
             return 0.0
+        if problem.is_chain and problem.kind != "mlp" and problem.width > WIDEST_DENSE:
+            # Without Jacobians a sweep is cheap, and there are many: all of them count.
+            parameters = sum(leaf.numel() for leaf in problem.leaves[1:])
+            return 2e-9 * problem.batch * parameters * min(int(segments), 15)
         return newton_gflop(problem, int(segments))
 
     def prepare(self, problem: Problem) -> Run:

@@ -12,7 +12,8 @@ from ._torch import run_function, run_module
 
 
 def in_order(layer: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of one layer in the order of the stacked chain: linear1, linear2, norm."""
+    """The parameters of one step in the order of the stacked chain: linear1, linear2, norm; or
+    sublayer by sublayer: linear, norm."""
     named = dict(layer.named_parameters())
     for name in sorted(named, key=lambda n: (n.rpartition(".")[0], n.endswith("bias"))):
         yield named[name]
@@ -24,7 +25,7 @@ class Eager(Contender):
 
     def prepare(self, problem: Problem) -> Run:
         if problem.is_chain:
-            layers = problem.loaded().to_sequential()
+            layers = KINDS[problem.kind].modules(problem.loaded())
             return run_module(problem, layers, chain.from_iterable(map(in_order, layers)))
         return run_function(problem, KINDS[problem.kind].loop)
 

@@ -7,7 +7,8 @@
  * Then all steps are walked back in *chunks*, from the last: its segments and tiles of samples in parallel,
  * keeping what the parameter gradients need; then those gradients (steps in parallel).  So what is kept
  * never grows with L, and is read again while it is still in the cache.  Where forward kept checkpoints, a
- * chunk's states are computed again first.
+ * chunk's states are computed again first.  Frozen steps keep nothing; where the gradient of z0 is not wanted, or
+ * known already, the walk of a segment ends at its first step that is not frozen.
  */
 #include "ops/kernels.h"
 
@@ -27,6 +28,7 @@ struct backward {
     int64_t tasks, saved_size; /* saved_size in elements per step and sample */
     size_t scratch_bytes;
     bool parameters, recompute;
+    bool alone;   /* the walk for the parameter gradients serves nothing else */
     int64_t tile; /* samples that Newton takes at once */
 
     char *scratch, *saved, *states; /* states: of one chunk */
@@ -82,6 +84,12 @@ static void provide_states(const struct backward *b, int64_t u0, int64_t u1, str
     pass->before = (const char *)b->arrays->checkpoints + (size_t)u0 * step;
 }
 
+/* Whether no step of the units u0..u1-1, or before them where the walk goes on, has a parameter gradient. */
+static bool is_idle(const struct backward *b, int64_t u0, int64_t u1) {
+    const int64_t first = b->S > 1 ? edge(b, u0) : 0, last = edge(b, u1);
+    return b->alone && dpcr_first_unfrozen(b->arrays, first, last) == last;
+}
+
 /* Runs `walk` (and the parameter gradients, if asked for) over all chunks, from the last. */
 static void for_chunks(const struct backward *b, const struct newton *n,
                        void (*walk)(const struct pullback_pass *), bool gradients) {
@@ -100,8 +108,10 @@ static void for_chunks(const struct backward *b, const struct newton *n,
                                      .control = n ? n->samples : NULL,
                                      .saved = gradients ? b->saved : NULL,
                                      .saved_size = b->saved_size,
+                                     .parameters_alone = gradients && b->alone,
                                      .scratch = b->scratch,
                                      .scratch_bytes = b->scratch_bytes};
+        if (gradients && is_idle(b, u0, u1)) continue;
         provide_states(b, u0, u1, &pass);
         walk(&pass);
         if (gradients) b->kernels->gradient(&pass);
@@ -168,10 +178,11 @@ static void solve_adjoint(struct backward *b) {
 }
 
 static void report_sequential(const struct backward *b) {
-    const int64_t B = b->chain->B;
+    const int64_t B = b->chain->B, L = b->chain->L,
+                  first = b->alone ? dpcr_first_unfrozen(b->arrays, 0, L) : 0;
     for (int64_t s = 0; b->arrays->report && s < B; s++) {
         b->arrays->report[DPCR_SWEEPS * B + s] = 1;
-        b->arrays->report[DPCR_FLOPS * B + s] = (double)b->chain->L * dpcr_step_flops(b->chain);
+        b->arrays->report[DPCR_FLOPS * B + s] = (double)(L - first) * dpcr_step_flops(b->chain);
     }
 }
 
@@ -253,6 +264,7 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_p
                            .samples = chain->B,
                            .parameters = wants_parameters(arrays),
                            .recompute = !arrays->states && arrays->checkpoints};
+    b->alone = b->parameters && (S > 1 || !arrays->gz0);
     b->options = arrays->newton ? *arrays->newton : dpcr_newton_default(chain->dtype);
     b->options.finish = true; /* a gradient is exact or it is none */
     b->options.atol = 0;      /* of states; gradients span many orders of magnitude */
@@ -268,13 +280,14 @@ dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chai
     return dpcr_no_states(chain) ? DPCR_OK : plan_workspace(&b, plan, bytes);
 }
 
-/* Without samples or width every parameter gradient is an empty sum. */
-static void clear_gradients(const dpcr_chain *chain, const dpcr_pullback *arrays) {
-    const size_t element = dpcr_size_of(chain->dtype);
-    for (int i = 0; i < DPCR_PARAMETERS; i++)
-        if (arrays->gparameter[i])
-            memset(arrays->gparameter[i], 0,
-                   (size_t)(chain->L * dpcr_parameter_size(chain, (dpcr_parameter)i)) * element);
+/* Parameter gradients that are empty sums: of frozen steps, or all. */
+static void clear_gradients(const dpcr_chain *chain, const dpcr_pullback *arrays, bool all) {
+    for (int i = 0; i < DPCR_PARAMETERS; i++) {
+        const size_t row = (size_t)dpcr_parameter_size(chain, (dpcr_parameter)i) * dpcr_size_of(chain->dtype);
+        for (int64_t l = 0; l < chain->L && arrays->gparameter[i]; l++)
+            if (all || (arrays->frozen && arrays->frozen[l]))
+                memset((char *)arrays->gparameter[i] + (size_t)l * row, 0, row);
+    }
 }
 
 static void run(struct backward *b) {
@@ -288,8 +301,12 @@ static void run(struct backward *b) {
         solve_adjoint(b);
     else
         report_sequential(b);
-    if (b->S == 1 || b->parameters) for_chunks(b, NULL, b->kernels->pullback, b->parameters);
-    if (arrays->gz0) memcpy(arrays->gz0, (char *)b->ends.data + (size_t)(b->S - 1) * state, state);
+    /* before the walk below, which need not reach the ends of the segments that Newton's last sweep did */
+    const bool solved = b->S > 1;
+    char *end = (char *)b->ends.data + (size_t)(b->S - 1) * state;
+    if (arrays->gz0 && solved) memcpy(arrays->gz0, end, state);
+    if (!solved || b->parameters) for_chunks(b, NULL, b->kernels->pullback, b->parameters);
+    if (arrays->gz0 && !solved) memcpy(arrays->gz0, end, state);
 }
 
 dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
@@ -299,7 +316,7 @@ dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const d
     RETURN_IF(dpcr_check_parameters(chain));
     if (pass->report) memset(pass->report, 0, (size_t)(DPCR_REPORT * chain->B) * sizeof *pass->report);
     if (dpcr_no_states(chain)) {
-        clear_gradients(chain, pass);
+        clear_gradients(chain, pass, true); /* without samples or width */
         return DPCR_OK;
     }
     size_t bytes;
@@ -308,6 +325,7 @@ dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const d
     REQUIRE(chain->L == 0 || pass->z0, "pass.z0 is NULL");
     REQUIRE(chain->L == 0 || pass->states || pass->checkpoints, "pass.states and pass.checkpoints are NULL");
     carve(&b, workspace.data);
+    clear_gradients(chain, pass, false);
     run(&b);
     return DPCR_OK;
 }

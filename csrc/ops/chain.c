@@ -7,15 +7,20 @@
 
 /* ---- shapes and checks ---------------------------------------------------------------------- */
 
+static bool takes_norm(const dpcr_chain *chain) {
+    return chain->step == DPCR_RESIDUAL || chain->step == DPCR_LAYERS;
+}
+
 int64_t dpcr_parameter_size(const dpcr_chain *chain, dpcr_parameter parameter) {
-    const bool residual = chain->step == DPCR_RESIDUAL, norm = residual && chain->norm != DPCR_NO_NORM;
+    const int64_t M = dpcr_step_layers(chain);
+    if (!dpcr_has_parameter(chain, (int)parameter)) return 0;
     switch (parameter) {
-    case DPCR_W1: return chain->h * chain->w;
-    case DPCR_B1: return chain->h;
-    case DPCR_W2: return residual ? chain->w * chain->h : 0;
-    case DPCR_B2: return residual ? chain->w : 0;
-    case DPCR_GAMMA: return norm ? chain->w : 0;
-    case DPCR_BETA: return norm && chain->norm == DPCR_LAYER_NORM ? chain->w : 0;
+    case DPCR_W1: return M * chain->h * chain->w;
+    case DPCR_B1: return M * chain->h;
+    case DPCR_W2: return chain->w * chain->h;
+    case DPCR_B2: return chain->w;
+    case DPCR_GAMMA:
+    case DPCR_BETA: return M * chain->w;
     case DPCR_PARAMETERS: break;
     }
     return 0;
@@ -27,8 +32,9 @@ bool dpcr_has_parameter(const dpcr_chain *chain, int parameter) {
     case DPCR_B1: return true;
     case DPCR_W2:
     case DPCR_B2: return chain->step == DPCR_RESIDUAL;
-    case DPCR_GAMMA: return chain->step == DPCR_RESIDUAL && chain->norm != DPCR_NO_NORM;
-    default: return chain->step == DPCR_RESIDUAL && chain->norm == DPCR_LAYER_NORM;
+    case DPCR_GAMMA: return takes_norm(chain) && chain->norm != DPCR_NO_NORM;
+    case DPCR_BETA: return takes_norm(chain) && chain->norm == DPCR_LAYER_NORM;
+    default: return false;
     }
 }
 
@@ -43,12 +49,21 @@ static dpcr_status check_kinds(const dpcr_chain *chain) {
             "activation %d is not a dpcr_activation", (int)chain->activation);
     REQUIRE(chain->activation != DPCR_SOFTPLUS || chain->activation_parameter[0] != 0,
             "activation_parameter[0] is 0, the beta of softplus must not be");
-    if (chain->step != DPCR_RESIDUAL) return DPCR_OK;
+    if (!takes_norm(chain)) return DPCR_OK;
     REQUIRE((int)chain->norm >= 0 && chain->norm < DPCR_NORMS, "norm %d is not a dpcr_norm",
             (int)chain->norm);
     REQUIRE(chain->norm == DPCR_NO_NORM || chain->norm_eps >= 0, "norm_eps is %g, must not be negative",
             chain->norm_eps);
     return DPCR_OK;
+}
+
+/* What a step of layers has M of can be counted: parameters, what backward saves, panels of the largest tile. */
+static dpcr_status check_layers(const dpcr_chain *chain) {
+    if (chain->step != DPCR_LAYERS) return DPCR_OK;
+    REQUIRE(chain->layers >= 1, "layers is %lld, must be at least 1", (long long)chain->layers);
+    RETURN_IF(dpcr_check_size("layers", chain->L, chain->layers, 1));
+    if (chain->w == 0) return DPCR_OK;
+    return dpcr_check_size("layers", dpcr_max(chain->L * chain->B, 64), chain->layers, chain->w);
 }
 
 /* Chains run where the CPU's kernels do. */
@@ -71,7 +86,8 @@ dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr
     REQUIRE(chain->step == DPCR_RESIDUAL || chain->h == chain->w,
             "h is %lld, must be w = %lld but for DPCR_RESIDUAL", (long long)chain->h, (long long)chain->w);
     RETURN_IF(dpcr_check_size("states", chain->L, chain->B, dpcr_max(chain->w, chain->h)));
-    RETURN_IF(dpcr_check_size("W1", chain->L, chain->w, chain->h));
+    RETURN_IF(check_layers(chain));
+    RETURN_IF(dpcr_check_size("W1", chain->L * dpcr_step_layers(chain), chain->w, chain->h));
     REQUIRE(plan->segments >= 1 && (chain->L == 0 || plan->segments <= chain->L),
             "plan.segments is %lld, must be between 1 and L = %lld", (long long)plan->segments,
             (long long)chain->L);

@@ -5,6 +5,8 @@
  *     DPCR_MLP        f_l(z) = act(W1_l z + b1_l)
  *     DPCR_RESIDUAL   f_l(z) = z + scale * (W2_l act(W1_l norm(z) + b1_l) + b2_l)
  *     DPCR_EULER      f_l(z) = z + scale * act(W1_l z + b1_l)
+ *     DPCR_LAYERS     f_l(z) = (skip ? z : 0) + scale * a_M,   a_0 = z,
+ *                     a_m = act(norm(W1_lm a_{m-1} + b1_lm)),  m = 1..M = layers
  *
  * The L steps are cut into S = plan.segments segments; segment k = 1..S holds the steps
  * floor((k-1)L/S)+1 .. floor(kL/S).  dpcr_chain_solve runs the whole chain: with S = 1 in one fused pass,
@@ -24,7 +26,7 @@
 extern "C" {
 #endif
 
-typedef enum dpcr_step { DPCR_MLP, DPCR_RESIDUAL, DPCR_EULER, DPCR_STEPS } dpcr_step;
+typedef enum dpcr_step { DPCR_MLP, DPCR_RESIDUAL, DPCR_EULER, DPCR_LAYERS, DPCR_STEPS } dpcr_step;
 
 /* The names, formulas and parameters of PyTorch's modules.  p, q: dpcr_chain.activation_parameter[0], [1]. */
 typedef enum dpcr_activation {
@@ -41,7 +43,7 @@ typedef enum dpcr_activation {
     DPCR_ACTIVATIONS
 } dpcr_activation;
 
-/* Over the w elements of a state, biased variance, as PyTorch's modules. */
+/* Over the w elements of a state or pre-activation, biased variance, as PyTorch's modules. */
 typedef enum dpcr_norm {
     DPCR_NO_NORM,
     DPCR_LAYER_NORM, /* (z - mean) / sqrt(var + eps) * gamma + beta */
@@ -49,14 +51,15 @@ typedef enum dpcr_norm {
     DPCR_NORMS
 } dpcr_norm;
 
-/* Parameters, stacked over the steps.  NULL: absent (biases and beta 0, gamma 1); W1, and W2 of a residual chain, must be there. */
+/* Parameters, stacked over the steps; in steps of layers over their M layers, too.  NULL: absent (biases and
+ * beta 0, gamma 1); W1, and W2 of a residual chain, must be there. */
 typedef enum dpcr_parameter {
-    DPCR_W1,    /* (L,h,w); h = w but for residual blocks */
-    DPCR_B1,    /* (L,h) */
-    DPCR_W2,    /* (L,w,h); residual only, as all below */
-    DPCR_B2,    /* (L,w) */
-    DPCR_GAMMA, /* (L,w) */
-    DPCR_BETA,  /* (L,w) */
+    DPCR_W1,    /* (L,h,w), h = w but for residual blocks; layers (L,M,w,w) */
+    DPCR_B1,    /* (L,h); layers (L,M,w) */
+    DPCR_W2,    /* (L,w,h); residual only */
+    DPCR_B2,    /* (L,w); residual only */
+    DPCR_GAMMA, /* (L,w); layers (L,M,w); only where there is a norm */
+    DPCR_BETA,  /* as GAMMA; LayerNorm only */
     DPCR_PARAMETERS
 } dpcr_parameter;
 
@@ -66,9 +69,11 @@ typedef struct dpcr_chain {
     int64_t L, B, w, h; /* h: hidden width; w but for residual blocks */
     dpcr_activation activation;
     double activation_parameter[2];
-    dpcr_norm norm; /* residual only, as norm_eps */
+    dpcr_norm norm; /* residual and layers, as norm_eps */
     double norm_eps;
-    double scale; /* residual and Euler */
+    double scale;   /* residual, Euler and layers */
+    int64_t layers; /* M >= 1; layers only, as skip */
+    bool skip;
     const void *parameter[DPCR_PARAMETERS];
 } dpcr_chain;
 
@@ -164,8 +169,10 @@ typedef struct dpcr_pullback {
     const void *gstates;     /* (L,B,w) gradients of all states, added to it, or NULL: zero */
     void *gz0;               /* (B,w), or NULL: not wanted */
     void *gparameter[DPCR_PARAMETERS]; /* shaped as the parameters; NULL: not wanted, and costs nothing */
-    double *report;                    /* (DPCR_REPORT,B), or NULL */
-    const dpcr_newton *newton;         /* NULL: the default */
+    const unsigned char *frozen; /* (L) nonzero: the parameters of step l want no gradient, their rows come
+                                          back zero and cost nothing; NULL: none */
+    double *report;              /* (DPCR_REPORT,B), or NULL */
+    const dpcr_newton *newton;   /* NULL: the default */
 } dpcr_pullback;
 
 DPCR_API dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chain,

@@ -47,8 +47,9 @@ struct pullback_pass {
     const void *states;               /* (-,B,w): that after step l as row l - states_first */
     int64_t states_first;
     const struct newton_sample *control;
-    void *saved;        /* (last-first,B,saved) what the parameter gradients need, or NULL: none wanted */
-    int64_t saved_size; /* elements of it per step and sample */
+    void *saved;           /* (last-first,B,saved) what the parameter gradients need, or NULL: none wanted */
+    int64_t saved_size;    /* elements of it per step and sample */
+    bool parameters_alone; /* nobody reads the ends: the walk of a segment stops at its first unfrozen step */
     char *scratch;
     size_t scratch_bytes;
 };
@@ -99,9 +100,26 @@ static inline bool dpcr_no_states(const dpcr_chain *chain) {
     return chain->B == 0 || chain->w == 0;
 }
 
+/* Layers that follow each other in a step, each with an activation. */
+static inline int64_t dpcr_step_layers(const dpcr_chain *chain) {
+    return chain->step == DPCR_LAYERS ? chain->layers : 1;
+}
+
+/* The first of the steps first..last-1 that is not frozen, or last. */
+static inline int64_t dpcr_first_unfrozen(const dpcr_pullback *arrays, int64_t first, int64_t last) {
+    while (arrays->frozen && first < last && arrays->frozen[first]) first++;
+    return first;
+}
+
 /* Flops of the matrix products of a step, for one vector. */
 static inline double dpcr_step_flops(const dpcr_chain *chain) {
-    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)chain->w * (double)chain->h;
+    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)dpcr_step_layers(chain) * (double)chain->w
+           * (double)chain->h;
+}
+
+/* Whether z is a term of f(z). */
+static inline bool dpcr_has_skip(const dpcr_chain *chain) {
+    return chain->step == DPCR_LAYERS ? chain->skip : chain->step != DPCR_MLP;
 }
 
 #endif

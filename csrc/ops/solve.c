@@ -58,7 +58,7 @@ static struct newton make_newton(const struct solve *solve, int64_t first, int64
     struct newton n = {.exec = solve->exec,
                        .dtype = chain->dtype,
                        .options = solve->options,
-                       .free = chain->step == DPCR_MLP ? DPCR_P_ZERO : DPCR_P_IDENTITY,
+                       .free = dpcr_has_skip(chain) ? DPCR_P_IDENTITY : DPCR_P_ZERO,
                        .S = solve->S,
                        .B = samples,
                        .w = chain->w,

@@ -153,6 +153,19 @@ class DeepPCR(Contender):
         return dpcr.nn.ResidualChain(options.width, self.depth(options), **kind)
 
 
+class Parallelized(PyTorch):
+    """PyTorch's script with one line more."""
+
+    name = "parallelized"
+    title = "PyTorch's loop + dpcr.parallelize(net, stack=True)"
+
+    def last_step(self, options: Options, total: int) -> int:
+        return total
+
+    def build(self, options: Options, features: int, classes: int) -> nn.Sequential:
+        return dpcr.parallelize(super().build(options, features, classes), stack=True)
+
+
 class Auto(DeepPCR):
     """deeppcr as it is without options: it plans the number of segments itself."""
 
@@ -270,7 +283,17 @@ class Shallow(DeepPCR):
 
 # In the order of the table.
 CONTENDERS: dict[str, Contender] = {
-    c.name: c for c in (PyTorch(), Reordered(), Compiled(), DeepPCR(), Auto(), Paper(), Shallow())
+    c.name: c
+    for c in (
+        PyTorch(),
+        Reordered(),
+        Compiled(),
+        DeepPCR(),
+        Parallelized(),
+        Auto(),
+        Paper(),
+        Shallow(),
+    )
 }
 
 

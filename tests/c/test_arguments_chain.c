@@ -56,7 +56,15 @@ static void good(call *c) {
     c->bytes_at = &c->bytes;
 }
 
-/* The same chain as plain layers. */
+/* The same chain as steps of two layers with a norm. */
+static void layers(call *c) {
+    c->chain.step = DPCR_LAYERS;
+    c->chain.h = W;
+    c->chain.layers = 2;
+    for (int i = DPCR_W2; i <= DPCR_B2; i++) c->chain.parameter[i] = c->backward.gparameter[i] = NULL;
+}
+
+/* The same chain as one plain layer a step. */
 static void mlp(call *c) {
     c->chain.step = DPCR_MLP;
     c->chain.h = W;
@@ -142,6 +150,12 @@ static void check_numbers(void) {
     BREAK(ALL, "h", c.chain.h = -1);
     BREAK(ALL, "h", mlp(&c), c.chain.h = W + 1);
     BREAK(ALL, "h", mlp(&c), c.chain.step = DPCR_EULER, c.chain.h = W + 1);
+    BREAK(ALL, "h", layers(&c), c.chain.h = W + 1);
+    BREAK(ALL, "norm", layers(&c), c.chain.norm = (dpcr_norm)DPCR_NORMS);
+    BREAK(ALL, "layers", layers(&c), c.chain.layers = 0);
+    BREAK(ALL, "layers", layers(&c), c.chain.layers = -2);
+    BREAK(ALL, "layers", layers(&c), c.chain.layers = INT64_MAX);
+    BREAK(ALL, "layers", layers(&c), c.chain.layers = INT64_MAX / 1024, c.chain.L = 1);
     BREAK(ALL, "states", c.chain.L = INT64_MAX);
     BREAK(ALL, "states", c.chain.B = INT64_MAX / 4);
     BREAK(ALL, "states", c.chain.h = INT64_MAX);
@@ -156,6 +170,9 @@ static void check_misplaced(void) {
     BREAK(RUNS, "parameter[DPCR_W2]", mlp(&c), c.chain.parameter[DPCR_W2] = parameter[DPCR_W2]);
     BREAK(RUNS, "parameter[DPCR_B2]", mlp(&c), c.chain.step = DPCR_EULER,
           c.chain.parameter[DPCR_B2] = parameter[DPCR_B2]);
+    BREAK(RUNS, "parameter[DPCR_W2]", layers(&c), c.chain.parameter[DPCR_W2] = parameter[DPCR_W2]);
+    BREAK(FORWARD, "parameter[DPCR_GAMMA]", layers(&c), c.chain.norm = DPCR_NO_NORM);
+    BREAK(PULLBACK, "gparameter[DPCR_B2]", layers(&c), c.backward.gparameter[DPCR_B2] = gradient[DPCR_B2]);
     BREAK(RUNS, "parameter[DPCR_GAMMA]", mlp(&c), c.chain.parameter[DPCR_GAMMA] = parameter[DPCR_GAMMA]);
     BREAK(FORWARD, "parameter[DPCR_GAMMA]", c.chain.norm = DPCR_NO_NORM);
     BREAK(RUNS, "parameter[DPCR_BETA]", c.chain.norm = DPCR_RMS_NORM,
@@ -241,6 +258,9 @@ static void check_edges(void) {
     ALLOW((void)c);
     ALLOW(mlp(&c));
     ALLOW(mlp(&c), c.chain.step = DPCR_EULER);
+    ALLOW(layers(&c));
+    ALLOW(layers(&c), c.chain.skip = true, c.plan.segments = 2);
+    ALLOW(layers(&c), c.chain.w = c.chain.h = 0, c.chain.layers = 1 << 20, forget_arrays(&c));
     ALLOW(c.plan.segments = L);
     ALLOW(c.forward.states = NULL, c.forward.tangents = NULL);
     ALLOW(c.backward.gz = NULL);

@@ -226,18 +226,18 @@ static void check_kinds(const backend *at) {
         const dpcr_activation activation = (dpcr_activation)(k / (2 * CHAIN_FAMILIES));
         const double *p = k % 2 ? activation_other(activation) : activation_default(activation);
         const int family = k / 2 % CHAIN_FAMILIES;
-        chain_row row = {.step = chain_family_step(family),
-                         .activation = activation,
+        chain_row row = {.activation = activation,
                          .activation_parameter = {p[0], p[1]},
-                         .norm = chain_family_norm(family),
                          .norm_eps = 0.05,
                          .scale = k % 3 ? 0.7 : 1,
                          .L = 4,
                          .B = 3,
                          .w = 5,
-                         .h = chain_family_step(family) == DPCR_RESIDUAL ? 7 : 5,
                          .gain = 1,
                          .seed = (uint64_t)(1000 + k)};
+        chain_row_join(&row, family, 7, k / 4);
+        if (row.layers > 1)
+            row.L = 2; /* every norm more bends the loss more, and differences are for straight lines */
         for (int i = 0; i < DPCR_PARAMETERS; i++)
             if (chain_row_has(&row, i) && (k % 2 == 0 || i == DPCR_W1 || i == DPCR_W2))
                 row.present |= 1U << i;

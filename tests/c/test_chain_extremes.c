@@ -133,10 +133,8 @@ static void check_bad_states(const chain_case *c, int64_t odd, const backend *at
 static chain_row row_of(dpcr_activation activation, int family, int k) {
     static const int64_t widths[] = {1, 4, 5, 16, 17}, hidden[] = {3, 16, 20};
     const double *p = k % 2 ? activation_other(activation) : activation_default(activation);
-    chain_row row = {.step = chain_family_step(family),
-                     .activation = activation,
+    chain_row row = {.activation = activation,
                      .activation_parameter = {p[0], p[1]},
-                     .norm = chain_family_norm(family),
                      .norm_eps = 1e-5,
                      .scale = 0.5,
                      .L = STEPS,
@@ -144,7 +142,7 @@ static chain_row row_of(dpcr_activation activation, int family, int k) {
                      .w = widths[k % 5],
                      .gain = 1,
                      .seed = (uint64_t)(7000 + k)};
-    row.h = row.step == DPCR_RESIDUAL ? hidden[k % 3] : row.w;
+    chain_row_join(&row, family, hidden[k % 3], k);
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (chain_row_has(&row, i)) row.present |= 1U << i;
     return row;

@@ -18,9 +18,7 @@ static const double kCost = 6e5;
 enum { TRIES = 20 };
 
 static bool affordable(const chain_row *row) {
-    const double pass =
-        (double)(row->L * row->B) * (double)(row->w * (row->h + 1)) * (row->step == DPCR_RESIDUAL ? 2 : 1);
-    return pass * (double)row->w <= kCost;
+    return (double)(row->L * row->B) * chain_row_work(row) * (double)row->w <= kCost;
 }
 
 /* ---- the S = 1 pass again ------------------------------------------------------------------- */

@@ -55,7 +55,7 @@ static int64_t levels_of(int64_t S) {
 /* ---- formulas ------------------------------------------------------------------------------- */
 
 static double step_flops(const chain_row *row) {
-    return (row->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)row->w * (double)row->h;
+    return 2 * (double)(chain_row_matrices(row) * row->w * row->h);
 }
 
 /* Of one solve of the system with S start states, the first of them known, and of the update with d:
@@ -125,6 +125,7 @@ static void check_sequential(const backend *at, dpcr_dtype dtype) {
     for (int k = 0; k < DPCR_STEPS; k++) {
         row.step = (dpcr_step)k;
         row.scale = 0.01;
+        row.layers = 3;
         row.h = row.step == DPCR_RESIDUAL ? 3 : WIDTH;
         row.present = 1U << DPCR_W1 | (row.step == DPCR_RESIDUAL ? 1U << DPCR_W2 : 0);
         chain_case c = chain_case_create(&row, dtype);
@@ -242,6 +243,32 @@ static void check_backward(const backend *at, dpcr_dtype dtype) {
     chain_case_destroy(&c);
 }
 
+/* ---- memory --------------------------------------------------------------------------------- */
+
+/* Without a dense P no pass has room for one map per segment. */
+static void check_workspace(const backend *at, dpcr_dtype dtype) {
+    enum { S = 64, B = 4, W = 128 };
+    for (int structure = DPCR_P_DENSE; structure < DPCR_STRUCTURES; structure++) {
+        dpcr_newton newton = dpcr_newton_default(dtype);
+        newton.structure = (dpcr_structure)structure;
+        const dpcr_chain chain = {
+            .step = DPCR_LAYERS, .dtype = dtype, .L = S, .B = B, .w = W, .h = W, .layers = 2, .skip = true};
+        const dpcr_solution solution = {.newton = &newton};
+        const dpcr_pullback pullback = {.newton = &newton};
+        const dpcr_plan plan = {.segments = S};
+        const size_t maps = (size_t)(S * B * W * W) * number_size(dtype);
+        size_t forth, back;
+        check_context("workspace, structure %d, %s, %s", structure, number_name(dtype), at->name);
+        const dpcr_exec exec = backend_exec(at, MODE_ALONE);
+        CHECK(dpcr_chain_solve_workspace(exec, &chain, &solution, &plan, &forth) == DPCR_OK, "%s",
+              dpcr_detail());
+        CHECK(dpcr_chain_backward_workspace(exec, &chain, &pullback, &plan, &back) == DPCR_OK, "%s",
+              dpcr_detail());
+        CHECK((forth >= maps) == (structure == DPCR_P_DENSE), "forward takes %zu bytes", forth);
+        CHECK((back >= maps) == (structure == DPCR_P_DENSE), "backward takes %zu bytes", back);
+    }
+}
+
 int main(void) {
     int count;
     const backend *list = backends(&count);
@@ -252,6 +279,7 @@ int main(void) {
             check_options(&list[d], (dpcr_dtype)dtype);
             check_identity(&list[d], (dpcr_dtype)dtype);
             check_backward(&list[d], (dpcr_dtype)dtype);
+            check_workspace(&list[d], (dpcr_dtype)dtype);
         }
     return check_finish();
 }

@@ -220,8 +220,7 @@ static void check_bad_samples(const backend *at, dpcr_dtype dtype) {
     for (int k = 0; k < 6 * CHAIN_FAMILIES; k++) {
         const int family = k % CHAIN_FAMILIES;
         chain_row row = trap_layers(activations[k % 3], 24, k % 2 ? 3 : 7, 4, 1);
-        row.step = chain_family_step(family);
-        row.norm = chain_family_norm(family);
+        chain_row_join(&row, family, row.w, k);
         if (row.step == DPCR_RESIDUAL) row.present |= 1U << DPCR_W2 | 1U << DPCR_B2;
         row.scale = 0.3;
         row.norm_eps = 1e-5;

@@ -30,6 +30,8 @@ ACTIVATIONS: dict[str, tuple[float, ...]] = {
     "softplus": (1.5, 2.0),
 }
 NORMS = (None, "layer_norm", "rms_norm")
+KINDS = ("mlp", "residual", "euler", "layers")
+NORMED = ("residual", "layers")
 
 
 @dataclass
@@ -50,35 +52,37 @@ class Chain:
     seed: int = 0
     solver: dict[str, Any] = field(default_factory=dict)  # segments and so on
     norm_eps: float | None = None
+    layers: int = 2  # as skip: of kind "layers"
+    skip: bool = True
     tensors: list[Tensor | None] = field(init=False)  # input, then the parameters
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        L, w, h = self.length, self.width, self.hidden or self.width
+        L, w = self.length, self.width
+        h = self.hidden if self.kind == "residual" and self.hidden else w
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
             values = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
             return values.to(self.dtype)
 
+        steps = (L, self.layers) if self.kind == "layers" else (L,)
+
         def matrix(rows: int, columns: int) -> Tensor:
-            return normal(L, rows, columns, scale=self.gain * max(columns, 1) ** -0.5)
+            return normal(*steps, rows, columns, scale=self.gain * max(columns, 1) ** -0.5)
 
         def vector(size: int, there: bool = True, mean: float = 0.0) -> Tensor | None:
-            return normal(L, size, scale=0.3) + mean if there else None
+            return normal(*steps, size, scale=0.3) + mean if there else None
 
         z = normal(self.batch, w)
-        if self.kind != "residual":
+        if self.kind in ("mlp", "euler"):
             self.tensors = [z, matrix(w, w), vector(w, self.bias)]
             return
-        weight1, bias1, weight2, bias2 = (
-            matrix(h, w),
-            vector(h, self.bias),
-            matrix(w, h),
-            vector(w, self.bias),
-        )
+        linear = [matrix(h, w), vector(h, self.bias)]
+        if self.kind == "residual":
+            linear += [matrix(w, h), vector(w, self.bias)]
         gamma = vector(w, self.norm is not None, mean=1.0)
         beta = vector(w, self.norm == "layer_norm")
-        self.tensors = [z, weight1, bias1, weight2, bias2, gamma, beta]
+        self.tensors = [z, *linear, gamma, beta]
 
     @property
     def present(self) -> list[Tensor]:
@@ -100,8 +104,10 @@ class Chain:
     def options(self) -> list[Any]:
         """Of the kind, as the raw operators and the references take them."""
         options: list[Any] = [self.activation, list(self.activation_parameters)]
-        if self.kind == "residual":
+        if self.kind in NORMED:
             options += [self.norm or "none", self.eps]
+        if self.kind == "layers":
+            options.append(self.skip)
         return options if self.kind == "mlp" else [*options, self.scale]
 
     @property
@@ -122,6 +128,8 @@ class Chain:
         if self.kind == "euler":
             return dpcr.euler_chain(*tensors, scale=self.scale, **options)
         options |= {"norm": self.norm, "norm_eps": self.norm_eps, "scale": self.scale}
+        if self.kind == "layers":
+            return dpcr.layers_chain(*tensors, skip=self.skip, **options)
         return dpcr.residual_chain(*tensors, **options)
 
     def loop(self, *present: Tensor, return_states: bool = False) -> Any:
@@ -141,21 +149,33 @@ class Chain:
         count = self.length
         steps = [[None] * count if p is None else p.unbind(0) for p in parameters]
         activation = (self.activation, ACTIVATIONS[self.activation])
-        if self.kind != "residual":
+        if self.kind in ("mlp", "euler"):
             for weight, bias in zip(*steps, strict=True):
                 u = z @ weight.T
                 a = _activations.apply(*activation, u if bias is None else u + bias)
                 z = a if self.kind == "mlp" else z + self.scale * a
             return z
+        if self.kind == "layers":
+            for step in zip(*steps, strict=True):
+                a = z
+                for m in range(self.layers):
+                    weight, bias, gamma, beta = (None if p is None else p[m] for p in step)
+                    u = a @ weight.T if bias is None else a @ weight.T + bias
+                    a = _activations.apply(*activation, self.normed(u, gamma, beta))
+                z = self.scale * a + (z if self.skip else 0)
+            return z
         for weight1, bias1, weight2, bias2, gamma, beta in zip(*steps, strict=True):
-            u = z - z.mean(-1, keepdim=True) if self.norm == "layer_norm" else z
-            if self.norm:
-                u = u / (u.square().mean(-1, keepdim=True) + self.eps).sqrt() * gamma
-            u = u if beta is None else u + beta
+            u = self.normed(z, gamma, beta)
             u = u @ weight1.T if bias1 is None else u @ weight1.T + bias1
             u = _activations.apply(*activation, u) @ weight2.T
             z = z + self.scale * (u if bias2 is None else u + bias2)
         return z
+
+    def normed(self, u: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        u = u - u.mean(-1, keepdim=True) if self.norm == "layer_norm" else u
+        if self.norm:
+            u = u / (u.square().mean(-1, keepdim=True) + self.eps).sqrt() * gamma
+        return u if beta is None else u + beta
 
     def to(self, dtype: torch.dtype) -> Chain:
         """The same numbers in another dtype."""
@@ -174,6 +194,8 @@ class Chain:
             self.seed,
             solver=self.solver,
             norm_eps=self.norm_eps,
+            layers=self.layers,
+            skip=self.skip,
         )
         other.tensors = [None if t is None else t.detach().to(dtype) for t in self.tensors]
         return other
@@ -189,11 +211,16 @@ SMALL_CHAINS = [
     Chain("mlp", 2, 3, 2, activation="gelu", bias=False),
     Chain("residual", 2, 2, 3, hidden=2, activation="silu", norm="layer_norm"),
     Chain("residual", 2, 2, 2, hidden=3, activation="softplus", norm="rms_norm", bias=False),
+    Chain("layers", 2, 2, 4, activation="silu", norm="layer_norm"),
+    Chain("layers", 2, 3, 2, layers=1, norm="rms_norm", bias=False, skip=False),
     Chain("euler", 2, 3, 3, activation="silu"),
     Chain("mlp", 5, 2, 3, activation="tanh", solver={"segments": 2, "memory": "recompute"}),
     Chain("euler", 4, 2, 2, activation="tanh", bias=False, solver={"segments": 4}),
     Chain("residual", 3, 2, 3, activation="silu", norm="layer_norm", solver={"segments": 3}),
+    Chain("layers", 4, 2, 3, activation="gelu", solver={"segments": 2}),
 ]
+RAW_CHAINS = SMALL_CHAINS[:6]
+"""One segment, every kind that has parameters of its own."""
 
 
 # For Newton: contracting, marginal, and chaotic, which takes a sweep for nearly every segment.
@@ -216,6 +243,8 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": lambda **o: dpcr.nn.MLPChain(4, 3, **o),
     "mlp-elu": lambda **o: dpcr.nn.MLPChain(4, 3, ("elu", 0.5), bias=False, **o),
     "euler": lambda **o: dpcr.nn.EulerChain(4, 3, ("elu", 0.5), scale=0.3, **o),
+    "layers": lambda **o: dpcr.nn.LayersChain(4, 3, 2, norm="layer_norm", **o),
+    "layers-plain": lambda **o: dpcr.nn.LayersChain(4, 3, activation="tanh", skip=False, **o),
     "residual": lambda **o: dpcr.nn.ResidualChain(4, 3, **o),
     "residual-layer_norm": lambda **o: dpcr.nn.ResidualChain(
         4, 3, hidden=5, activation=nn.LeakyReLU(0.3), norm="layer_norm", scale=0.3, **o
@@ -225,8 +254,11 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     ),
 }
 each_module = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-#: Those whose steps PyTorch's users write as modules; an Euler step is none of them.
-SEQUENTIAL = {name: make for name, make in MAKERS.items() if name != "euler"}
+#: Those that show their steps as modules on the chain's storage.
+LAYERED = {name: make for name, make in MAKERS.items() if "layers" not in name}
+each_layered = pytest.mark.parametrize("make", LAYERED.values(), ids=LAYERED)
+#: Those that go to and from an `nn.Sequential`.
+SEQUENTIAL = {name: make for name, make in LAYERED.items() if name != "euler"}
 each_sequential = pytest.mark.parametrize("make", SEQUENTIAL.values(), ids=SEQUENTIAL)
 
 

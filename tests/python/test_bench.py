@@ -79,7 +79,9 @@ def cell(**changes) -> record.Cell:
 # ---- a run --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("problem", ["mlp,33,4,3", "residual,33,3,1", "prenorm,33,4,2"])
+@pytest.mark.parametrize(
+    "problem", ["mlp,33,4,3", "residual,33,3,1", "prenorm,33,4,2", "layers,33,4,2"]
+)
 def test_chains_are_verified_timed_and_written(run, problem):
     ours = [name for name, contender in EVERYONE.items() if contender.ours]
     status, found, text = run(problem, "eager", "stacked loop", *ours)
@@ -103,7 +105,9 @@ def test_recurrences_are_verified_and_timed(run, problem):
     assert train.absent["C loop"] == "it has no backward" and "eager" in train.entries
 
 
-@pytest.mark.parametrize("problem", ["mlp,9,3,2", "prenorm,9,3,2", "dense,9,3,2", "diagonal,9,3,2"])
+@pytest.mark.parametrize(
+    "problem", ["mlp,9,3,2", "prenorm,9,3,2", "layers,9,4,2", "dense,9,3,2", "diagonal,9,3,2"]
+)
 def test_the_rivals_in_jax_are_right(run, problem):
     pytest.importorskip("jax")
     names = [name for name in EVERYONE if name.startswith("JAX")]
@@ -258,12 +262,13 @@ CONTRACTING, NORMED = "MLP tanh, gain 1", "pre-norm residual ReLU, scale 1"
 
 def test_the_tables_of_sweeps_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps, "WIDTHS", (3,))
+    monkeypatch.setattr(sweeps, "WIDE", 5)
     status = sweeps.main(["--length", "32", "--out", str(tmp_path)])
     (numbers,) = tmp_path.glob("sweeps-*.json")
     found = json.loads(numbers.read_text(), parse_constant=pytest.fail)
     text = numbers.with_suffix(".md").read_text()
     assert status == (0 if all(check["passed"] for check in found["checks"]) else 1)
-    assert len(found["cells"]) == 9 * (5 * 2 + 1) + 4 * 5
+    assert len(found["cells"]) == 10 * (5 * 2 + 1) + 5 * 5 + 2 * (5 + 1)
     assert all(check["line"] in text for check in found["checks"])
     for curve in found["curves"]:
         counts = [point["sweeps"] for point in curve["points"]]

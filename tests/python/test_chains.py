@@ -5,7 +5,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import ACTIVATIONS, NORMS, Chain, assert_close, gradients, name_of, scale_of
+from cases import (
+    ACTIVATIONS,
+    KINDS,
+    NORMED,
+    NORMS,
+    Chain,
+    assert_close,
+    gradients,
+    name_of,
+    scale_of,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +25,7 @@ SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[Healt
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
     sizes = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 33])
-    kind = draw(st.sampled_from(["mlp", "residual", "euler"]))
+    kind = draw(st.sampled_from(KINDS))
     return Chain(
         kind,
         length=draw(st.sampled_from([0, 1, 2, 3, 8, 31])),
@@ -23,11 +33,13 @@ def chains(draw: st.DrawFn) -> Chain:
         width=draw(sizes),
         hidden=draw(st.sampled_from([1, 3, 8, 20])) if kind == "residual" else 0,
         activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
-        norm=draw(st.sampled_from(NORMS)) if kind == "residual" else None,
+        norm=draw(st.sampled_from(NORMS)) if kind in NORMED else None,
         bias=draw(st.booleans()),
         scale=draw(st.sampled_from([1.0, 0.25, -0.5])),
         gain=draw(st.sampled_from([0.5, 1.0])),
         seed=draw(st.integers(0, 2**16)),
+        layers=draw(st.integers(1, 3)) if kind == "layers" else 1,
+        skip=draw(st.booleans()),
     )
 
 
@@ -71,9 +83,9 @@ def test_float32_is_as_accurate_as_the_loop(chain: Chain) -> None:
 
 @pytest.mark.parametrize("width", [16, 64, 100])
 @pytest.mark.parametrize("batch", [1, 33])
-@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_long_chains(kind: str, batch: int, width: int) -> None:
-    norm = "layer_norm" if kind == "residual" else None
+    norm = "layer_norm" if kind in NORMED else None
     chain = Chain(kind, 257, batch, width, norm=norm, scale=0.05, gain=0.9).to(torch.float32)
     exact = chain.to(torch.float64)
     for ours, loop, true in zip(
@@ -88,7 +100,7 @@ def test_long_chains(kind: str, batch: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("outer", [(), (0,), (2,), (2, 3), (2, 0, 3), (1, 1, 1)])
-@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_input_of_any_rank(kind: str, outer: tuple[int, ...]) -> None:
     chain = Chain(kind, 3, 1, 4, hidden=5)
     z = torch.randn(*outer, 4, dtype=torch.float64)
@@ -99,7 +111,7 @@ def test_input_of_any_rank(kind: str, outer: tuple[int, ...]) -> None:
     assert_close(gradients(chain.run, inputs), gradients(chain.loop, inputs))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_strided_inputs_and_gradients(kind: str) -> None:
     """Transposed, expanded and sliced tensors mean their values, whatever their layout."""
     chain = Chain(kind, 3, 4, 4)
@@ -114,7 +126,7 @@ def test_strided_inputs_and_gradients(kind: str) -> None:
     chain.run(row, *parameters).sum().backward()  # an expanded gradient comes in
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_aliased(kind: str) -> None:
     for length in (0, 1, 3):
         chain = Chain(kind, length, 2, 4)
@@ -127,7 +139,7 @@ def test_nothing_is_aliased(kind: str) -> None:
             assert torch.equal(states, before)
 
 
-@pytest.mark.parametrize("chain", [Chain("mlp", 0, 3, 4), Chain("residual", 0, 3, 4)], ids=name_of)
+@pytest.mark.parametrize("chain", [Chain(kind, 0, 3, 4) for kind in KINDS], ids=name_of)
 def test_no_steps(chain: Chain) -> None:
     """L = 0 is the identity."""
     chain.require_grad()
@@ -138,9 +150,9 @@ def test_no_steps(chain: Chain) -> None:
     assert all(g.shape == p.shape for g, p in zip(grads, chain.present, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_empty_batch_has_zero_parameter_gradients(kind: str) -> None:
-    norm = "layer_norm" if kind == "residual" else None
+    norm = "layer_norm" if kind in NORMED else None
     chain = Chain(kind, 3, 0, 4, norm=norm).require_grad()
     z = chain.run()
     assert z.shape == (0, 4)
@@ -161,9 +173,9 @@ def test_hidden_width_zero(norm: str | None) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("kind", ["mlp", "residual", "euler"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_non_finite_samples_stay_alone(kind: str, activation: str, bad: float) -> None:
-    norm = "layer_norm" if kind == "residual" else None
+    norm = "layer_norm" if kind in NORMED else None
     chain = Chain(kind, 5, 6, 4, activation=activation, norm=norm)
     clean, clean_states = chain.run(return_states=True)
     chain.tensors[0] = chain.tensors[0].clone()

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ACTIVATIONS, NORMS, SMALL_CHAINS, Chain, Spy, assert_close, gradients, name_of
+from cases import (
+    ACTIVATIONS,
+    NORMED,
+    NORMS,
+    SMALL_CHAINS,
+    Chain,
+    Spy,
+    assert_close,
+    gradients,
+    name_of,
+)
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -50,7 +60,7 @@ def test_gradgradcheck(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "layers"])
 def test_every_activation(kind: str, activation: str) -> None:
     chain = Chain(kind, 2, 3, 3, activation=activation, seed=1)
     leaves = [t.clone().requires_grad_() for t in chain.present]
@@ -59,8 +69,9 @@ def test_every_activation(kind: str, activation: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_every_norm(norm: str | None) -> None:
-    chain = Chain("residual", 2, 3, 3, activation="gelu", norm=norm)
+@pytest.mark.parametrize("kind", NORMED)
+def test_every_norm(kind: str, norm: str | None) -> None:
+    chain = Chain(kind, 2, 3, 3, activation="gelu", norm=norm)
     leaves = [t.clone().requires_grad_() for t in chain.present]
     assert torch.autograd.gradcheck(chain.run, leaves, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(chain.run, leaves, fast_mode=True)

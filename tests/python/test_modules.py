@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from cases import Spy, assert_close, each_module, each_sequential
+from cases import Spy, assert_close, each_layered, each_module, each_sequential
 from torch import nn
 from torch.func import functional_call
 
@@ -22,7 +22,7 @@ import torch_deeppcr as dpcr
 # ---- layers -------------------------------------------------------------------------------------
 
 
-@each_module
+@each_layered
 def test_layers_share_the_storage(make: Callable[..., nn.Module]) -> None:
     chain = make()
     drawn = torch.get_rng_state()
@@ -251,8 +251,8 @@ def test_solver_options_reach_the_operator(make: Callable[..., nn.Module]) -> No
             _, info = twin(x, return_info=True)
             twin(x).sum().backward()
         (forward, _, backward) = (arguments for _, arguments in spy.calls)
-        raw = (3, "identity", "always", 1e-3, 1e-5, 7, False)
-        assert forward[-8:] == (*raw, "checkpoints") and backward[-9:-2] == raw
+        raw = (3, "identity", "always", 1e-3, 1e-5, 7, False, [])
+        assert forward[-9:] == (*raw, "checkpoints") and backward[-10:-2] == raw
         assert {name: getattr(info.plan, name) for name in SOLVER} == SOLVER
     assert make().state_dict().keys() == chain.state_dict().keys()
     assert "segments" not in repr(kind.from_sequential(plain))

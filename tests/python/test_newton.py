@@ -13,6 +13,7 @@ from cases import (
     BLOCKS,
     EASY,
     MARGINAL,
+    NORMED,
     Chain,
     Spy,
     all_are,
@@ -24,6 +25,7 @@ from cases import (
 from torch import Tensor
 
 import torch_deeppcr as dpcr
+from torch_deeppcr import _plan
 
 F32, F64 = torch.float32, torch.float64
 CONVERGED, SEQUENTIAL, UNCONVERGED = dpcr.Status
@@ -61,6 +63,27 @@ def test_jacobian() -> None:
     assert solve(EASY, segments=32, jacobian="auto")[2].plan.jacobian == "dense"
     # Without products of Jacobians there is nothing to reduce.
     assert solve(EASY, segments=32, jacobian="zero")[2].levels == 0
+
+
+@pytest.mark.parametrize("width", [_plan.WIDEST_DENSE, _plan.WIDEST_DENSE + 1])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "euler", "layers", "layers without skip"])
+def test_jacobian_of_wide_chains(kind: str, width: int) -> None:
+    """By kind and width; both passes then converge without a product of Jacobians."""
+    name, *without = kind.split(maxsplit=1)
+    norm = "layer_norm" if name in NORMED else None
+    chain = Chain(name, 24, 2, width, norm=norm, scale=0.1, gain=0.7, skip=not without)
+    z, info = chain.run(segments=6, return_info=True)
+    wide = width > _plan.WIDEST_DENSE and name != "mlp" and not without
+    assert info.plan.jacobian == ("identity" if wide else "dense")
+    assert all_are(info.status, CONVERGED) and bool((info.tangent_sweeps > 0).all()) != wide
+    assert_close(z, chain.loop())
+    wanted = [t.clone().requires_grad_() for t in chain.present]
+    with Spy() as spy:
+        ours = torch.autograd.grad(chain.run(*wanted, segments=6).square().sum(), wanted)
+    (arguments,) = spy.arguments(f"{chain.kind}_backward")
+    report = getattr(torch.ops.deeppcr, f"{chain.kind}_backward")(*arguments)[-1]
+    assert (report[2] == 0).all() and (report[1] == 0).all() == wide
+    assert_close(ours, torch.autograd.grad(chain.loop(*wanted).square().sum(), wanted))
 
 
 def test_refresh() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import NORMS, Chain, gradients, scale_of
+from cases import KINDS, NORMED, NORMS, Chain, gradients, scale_of
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,9 +25,9 @@ SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[Heal
 
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
-    kind = draw(st.sampled_from(["mlp", "residual", "euler"]))
+    kind = draw(st.sampled_from(KINDS))
     length = draw(st.integers(1, 70))
-    norm = draw(st.sampled_from(NORMS)) if kind == "residual" else None
+    norm = draw(st.sampled_from(NORMS)) if kind in NORMED else None
     solver: dict[str, Any] = {
         "segments": draw(st.integers(1, length)),
         "jacobian": draw(st.sampled_from(["dense", "dense", "identity", "zero"])),
@@ -47,6 +47,8 @@ def chains(draw: st.DrawFn) -> Chain:
         scale=draw(st.sampled_from([1.0, 0.25, -0.5, 0.03])),
         gain=draw(st.sampled_from([0.3, 0.7, 1.0, 1.2, 1.6, 2.5])),
         seed=draw(st.integers(0, 2**16)),
+        layers=draw(st.integers(1, 3)) if kind == "layers" else 1,
+        skip=draw(st.booleans()),
         solver=solver,
         norm_eps=1e-5,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import ACTIVATIONS, SMALL_CHAINS, Chain, assert_close, name_of
+from cases import ACTIVATIONS, RAW_CHAINS, Chain, assert_close, name_of
 from torch import Tensor
 from torch.library import opcheck
 
@@ -26,7 +26,7 @@ def test_the_native_library_is_loaded() -> None:
 
 SOLVER = (
     "SymInt segments, str jacobian, str refresh, float rtol, float atol, int max_sweeps, "
-    "bool finish, str keep"
+    "bool finish, bool[] frozen, str keep"
 )
 ACTIVATION = "str activation, float[] activation_parameters"
 MLP = "Tensor weight, Tensor? bias"
@@ -34,7 +34,9 @@ RESIDUAL = (
     "Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? norm_weight, "
     "Tensor? norm_bias"
 )
+LAYERS = "Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias"
 NORM = "str norm, float norm_eps, float scale"
+LAYERS_NORM = "str norm, float norm_eps, bool skip, float scale"
 CHAIN_OUTPUTS = "(Tensor z, Tensor states, Tensor info)"
 INCOMING = "Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept"
 SCHEMAS = {
@@ -55,6 +57,11 @@ SCHEMAS = {
     "residual_backward": f"{INCOMING}, {RESIDUAL}, {ACTIVATION}, {NORM}, {SOLVER}, "
     "bool[] needs) -> (Tensor gz0, Tensor gweight1, Tensor gbias1, Tensor gweight2, Tensor gbias2, "
     "Tensor gnorm_weight, Tensor gnorm_bias, Tensor info)",
+    "layers": f"Tensor z0, {LAYERS}, Tensor? guess, {ACTIVATION}, {LAYERS_NORM}, {SOLVER}) -> "
+    f"{CHAIN_OUTPUTS}",
+    "layers_backward": f"{INCOMING}, {LAYERS}, {ACTIVATION}, {LAYERS_NORM}, {SOLVER}, "
+    "bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias, Tensor gnorm_weight, "
+    "Tensor gnorm_bias, Tensor info)",
 }
 
 
@@ -64,9 +71,9 @@ def test_schema(name: str) -> None:
     assert str(getattr(ops, name).default._schema) == f"deeppcr::{name}({SCHEMAS[name]}"
 
 
-# Solver options of the operators, without keep.
-WALK = (1, "dense", "adaptive", 1e-6, 0.0, -1, True)
-NEWTON = (2, "dense", "always", 1e-12, 0.0, 10, True)
+# Solver options of the operators and frozen, without keep.
+WALK = (1, "dense", "adaptive", 1e-6, 0.0, -1, True, [])
+NEWTON = (2, "dense", "always", 1e-12, 0.0, 10, True, [])
 
 # ---- activations --------------------------------------------------------------------------------
 
@@ -154,7 +161,7 @@ def recording(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("solver", [WALK, NEWTON], ids=["walk", "newton"])
-@pytest.mark.parametrize("chain", SMALL_CHAINS[:4], ids=name_of)
+@pytest.mark.parametrize("chain", RAW_CHAINS, ids=name_of)
 def test_opcheck_chain(chain: Chain, solver: tuple[Any, ...], recorded: bool) -> None:
     mark = recording if recorded else tuple
     forward = getattr(ops, chain.kind).default
@@ -192,12 +199,13 @@ def test_opcheck_recurrence(blocks: str, recorded: bool) -> None:
 
 
 @pytest.mark.parametrize("keep", ["nothing", "states", "checkpoints"])
-@pytest.mark.parametrize("chain", SMALL_CHAINS[:4], ids=name_of)
+@pytest.mark.parametrize("chain", RAW_CHAINS, ids=name_of)
 def test_direct_calls_are_differentiable(chain: Chain, keep: str) -> None:
     """Twice, and without the states too: backward then recomputes them."""
     leaves = [t.clone().requires_grad_() for t in chain.present]
     copy = Chain(chain.kind, chain.length, chain.batch, chain.width, chain.hidden)
     copy.activation, copy.norm, copy.scale = chain.activation, chain.norm, chain.scale
+    copy.layers, copy.skip = chain.layers, chain.skip
     given = iter(leaves)
     copy.tensors = [None if t is None else next(given) for t in chain.tensors]
     z, *_ = getattr(ops, chain.kind)(*chain_arguments(copy, NEWTON), keep)
@@ -274,7 +282,7 @@ GOOD_MLP = {
     **{"z0": z, "weight": W, "bias": b, "guess": None},
     **{"activation": "tanh", "activation_parameters": []},
     **{"segments": 2, "jacobian": "dense", "refresh": "adaptive", "rtol": 1e-6, "atol": 0.0},
-    **{"max_sweeps": -1, "finish": True, "keep": "nothing"},
+    **{"max_sweeps": -1, "finish": True, "frozen": [], "keep": "nothing"},
 }
 NAN = float("nan")
 BAD_MLP = [
@@ -295,6 +303,7 @@ BAD_MLP = [
     ({"refresh": "never"}, "refresh must be one of 'adaptive', 'always'"),
     *(({"rtol": rtol}, "rtol") for rtol in (0.0, -1.0, NAN, float("inf"))),
     *(({"atol": atol}, "atol") for atol in (-1.0, NAN, float("inf"))),
+    ({"frozen": [True]}, "frozen must be empty or hold 3 flags"),
     ({"keep": "everything"}, "keep must be one of 'nothing', 'states', 'checkpoints'"),
 ]
 
@@ -349,6 +358,7 @@ def test_bad_backward_arguments() -> None:
             (3, kept[:2], "kept must have shape"),
             (-2, "checkpoints", "kept must have shape"),
             (-2, "nothing", "keep must be"),
+            (-3, [True] * 4, "frozen must be empty or hold 3 flags"),
             (-1, [True] * 2, "needs must hold|shorter|longer|argument"),
         ):
             arguments = list(good)

@@ -120,6 +120,13 @@ def test_it_is_taken_where_it_pays() -> None:
     assert Planner().choose(problem(width=512, refresh=None)).segments > 1
 
 
+def test_without_jacobians_more_sweeps_are_assumed() -> None:
+    planner, given = Planner(), problem(refresh=None)
+    assert planner.expected(given, 8).total == 8  # then every segment is exact
+    assert planner.expected(given, 64).total == planner.expected(given, 512).total > 10
+    assert planner.expected(problem(), 64).total == 4
+
+
 def test_sweeps_seen_keep_it_or_end_it() -> None:
     planner, given = Planner(), problem()
     first = planner.choose(given)

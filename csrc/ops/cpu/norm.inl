@@ -24,11 +24,11 @@ static void FN(lane_sums)(int64_t w, int64_t n, const REAL *x, const REAL *y, RE
     }
 }
 
-/* z (w,n) -> xhat (w,n), rstd (n) */
+/* z (w,n) -> xhat (w,n), rstd (n); xhat may be z */
 static void FN(standardise)(const dpcr_chain *chain, int64_t n, const REAL *z, REAL *xhat, REAL *rstd) {
     const int64_t w = chain->w;
     const REAL share = 1 / (REAL)w, eps = (REAL)chain->norm_eps;
-    memcpy(xhat, z, (size_t)(w * n) * sizeof(REAL));
+    if (xhat != z) memcpy(xhat, z, (size_t)(w * n) * sizeof(REAL));
     if (chain->norm == DPCR_LAYER_NORM) {
         FN(lane_sums)(w, n, z, NULL, rstd);
         for (int64_t i = 0; i < w; i++)
@@ -43,10 +43,9 @@ static void FN(standardise)(const dpcr_chain *chain, int64_t n, const REAL *z, R
         for (int64_t j = 0; j < n; j++) xhat[i * n + j] *= rstd[j];
 }
 
-/* xhat (w,n) -> y (w,n) = gamma . xhat + beta of step l; y may be xhat */
-static void FN(affine)(const dpcr_chain *chain, int64_t l, int64_t n, const REAL *xhat, REAL *y) {
-    const REAL *gamma = FN(parameter)(chain, DPCR_GAMMA, l), *beta = FN(parameter)(chain, DPCR_BETA, l);
-    for (int64_t i = 0; i < chain->w; i++) {
+/* xhat (w,n), gamma, beta (w) or NULL -> y (w,n) = gamma . xhat + beta; y may be xhat */
+static void FN(affine)(int64_t w, int64_t n, const REAL *gamma, const REAL *beta, const REAL *xhat, REAL *y) {
+    for (int64_t i = 0; i < w; i++) {
         const REAL a = gamma ? gamma[i] : 1, b = beta ? beta[i] : 0;
         for (int64_t j = 0; j < n; j++) y[i * n + j] = a * xhat[i * n + j] + b;
     }

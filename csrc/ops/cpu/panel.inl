@@ -87,6 +87,14 @@ static void FN(sum_rows)(int64_t m, int64_t count, const REAL *rows, int64_t str
         for (int64_t i = 0; i < m; i++) out[i] += rows[s * stride + i];
 }
 
+/* G rows (count, stride), X rows (count, stride) -> out (m) = sum of g . x */
+static void FN(sum_products)(int64_t m, int64_t count, const REAL *G, const REAL *X, int64_t stride,
+                             REAL *out) {
+    memset(out, 0, (size_t)m * sizeof(REAL));
+    for (int64_t s = 0; s < count; s++)
+        for (int64_t i = 0; i < m; i++) out[i] += G[s * stride + i] * X[s * stride + i];
+}
+
 /* ---- what a step kind offers ---------------------------------------------------------------- */
 
 /* Product of step Jacobians, one column in every lane: `panels` panels (w, lanes).  n > 1: panel c holds column

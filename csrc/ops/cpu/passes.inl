@@ -8,8 +8,10 @@
  */
 
 static const struct FN(step_kind) * FN(kind_of)(const dpcr_chain *chain) {
-    static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {
-        [DPCR_MLP] = &FN(mlp), [DPCR_RESIDUAL] = &FN(residual), [DPCR_EULER] = &FN(euler)};
+    static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {[DPCR_MLP] = &FN(mlp),
+                                                                  [DPCR_RESIDUAL] = &FN(residual),
+                                                                  [DPCR_EULER] = &FN(euler),
+                                                                  [DPCR_LAYERS] = &FN(layers)};
     return kinds[chain->step];
 }
 
@@ -26,8 +28,7 @@ static size_t FN(bytes)(int64_t elements) {
 
 /* Operations of one pass over the chain, per sample. */
 static double FN(step_work)(const dpcr_chain *chain) {
-    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)chain->w * (double)chain->h
-           + 40.0 * (double)chain->h;
+    return dpcr_step_flops(chain) + 40.0 * (double)dpcr_step_layers(chain) * (double)chain->h;
 }
 
 /* Row (l, s) of an array (-,B,w) of the chain. */
@@ -249,14 +250,19 @@ static const REAL *FN(before)(const struct pullback_pass *pass, int64_t l, int64
                             : FN(row)(pass->states, l - 1 - pass->states_first, s, pass->chain);
 }
 
+static bool FN(is_frozen)(const struct pullback_pass *pass, int64_t l) {
+    return pass->arrays->frozen && pass->arrays->frozen[l];
+}
+
 /* One tile back through the steps of a segment that are in the pass. */
 static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const struct FN(tile_at) * at,
                           void *memory) {
     const dpcr_chain *chain = pass->chain;
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
     const int64_t w = chain->w, n = at->n, s0 = pass->sample + at->s0, own = pass->S - 1 - k;
-    const int64_t first = dpcr_max(pass->first, dpcr_edge(own, chain->L, pass->S)),
-                  last = dpcr_min(pass->last, dpcr_edge(own + 1, chain->L, pass->S));
+    const int64_t start = dpcr_edge(own, chain->L, pass->S), end = dpcr_edge(own + 1, chain->L, pass->S);
+    const int64_t unfrozen = pass->parameters_alone ? dpcr_first_unfrozen(pass->arrays, start, end) : start,
+                  first = dpcr_max(pass->first, unfrozen), last = dpcr_min(pass->last, end);
     struct arena arena = {memory, 0};
     REAL *g = dpcr_take(&arena, FN(bytes)(w * n));
     struct FN(step_back) back = {.n = n, .count = at->count, .g = g, .scratch = dpcr_take(&arena, 0)};
@@ -265,7 +271,8 @@ static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const str
         back.l = l;
         back.before = FN(before)(pass, l, s0);
         back.after = FN(row)(pass->states, l - pass->states_first, s0, chain);
-        if (pass->saved)
+        back.saved = NULL;
+        if (pass->saved && !FN(is_frozen)(pass, l))
             back.saved = (REAL *)pass->saved + ((l - pass->first) * chain->B + s0) * pass->saved_size;
         if (pass->arrays->gstates)
             FN(add_tile)(w, at->count, n, FN(row)(pass->arrays->gstates, l, s0, chain), g);
@@ -318,6 +325,7 @@ static void FN(finish_pullback)(const struct pullback_pass *pass) {
 static void FN(gradient_task)(const void *argument, int64_t task, void *memory) {
     (void)memory;
     const struct pullback_pass *pass = argument;
+    if (FN(is_frozen)(pass, pass->first + task)) return;
     const REAL *saved = (const REAL *)pass->saved + task * pass->chain->B * pass->saved_size;
     FN(kind_of)(pass->chain)
         ->gradient(pass, pass->first + task, saved, FN(before)(pass, pass->first + task, 0));

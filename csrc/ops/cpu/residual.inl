@@ -41,7 +41,8 @@ static void FN(residual_inner)(const dpcr_chain *chain, int64_t l, int64_t n, co
     const REAL *y = z;
     if (chain->norm != DPCR_NO_NORM) {
         FN(standardise)(chain, n, z, p->xhat, p->rstd);
-        FN(affine)(chain, l, n, p->xhat, p->y);
+        FN(affine)(chain->w, n, FN(parameter)(chain, DPCR_GAMMA, l), FN(parameter)(chain, DPCR_BETA, l),
+                   p->xhat, p->y);
         y = p->y;
     }
     FN(linear)(chain->h, n, chain->w, FN(parameter)(chain, DPCR_W1, l), y, FN(parameter)(chain, DPCR_B1, l),
@@ -145,9 +146,7 @@ static void FN(residual_gradient)(const struct pullback_pass *pass, int64_t l, c
     if (gW2) FN(sum_outer)(w, h, B, gv, stride, a, stride, gW2);
     if (gb2) FN(sum_rows)(w, B, gv, stride, gb2);
     if (gbeta) FN(sum_rows)(w, B, gy, stride, gbeta);
-    if (ggamma) memset(ggamma, 0, (size_t)w * sizeof(REAL));
-    for (int64_t s = 0; ggamma && s < B; s++)
-        for (int64_t i = 0; i < w; i++) ggamma[i] += gy[s * stride + i] * xhat[s * stride + i];
+    if (ggamma) FN(sum_products)(w, B, gy, xhat, stride, ggamma);
 }
 
 static const struct FN(step_kind) FN(residual) = {

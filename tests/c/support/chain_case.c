@@ -40,15 +40,22 @@ void numbers_destroy(numbers *a) {
 }
 
 /* Unless undamped, what a step adds to its state shrinks with the depth, so that no chain leaves the range
- * of f32: by W2 and b2, or by the scale of an Euler step. */
+ * of f32: by W2 and b2, or by the scale of other steps with a skip. */
 static double damping_of(const chain_row *row) {
     return row->L > 4 && !row->undamped ? 4 / (double)row->L : 1;
+}
+
+static double scale_of(const chain_row *row) {
+    const bool damped = row->step == DPCR_EULER || (row->step == DPCR_LAYERS && row->skip);
+    return row->scale * (damped ? damping_of(row) : 1);
 }
 
 static double spread_of(const chain_row *row, int parameter) {
     const double fan_in = (double)(parameter == DPCR_W1 ? row->w : row->h), damping = damping_of(row);
     switch (parameter) {
-    case DPCR_W1: return row->gain / sqrt(fmax(fan_in, 1));
+    case DPCR_W1: /* the gain is that of the step */
+        return (row->step == DPCR_LAYERS ? pow(row->gain, 1 / (double)row->layers) : row->gain)
+               / sqrt(fmax(fan_in, 1));
     case DPCR_W2: return row->gain / sqrt(fmax(fan_in, 1)) * damping;
     case DPCR_B2: return 0.3 * damping;
     default: return 0.3;
@@ -69,7 +76,9 @@ chain_case chain_case_create(const chain_row *row, dpcr_dtype dtype) {
                      .activation_parameter = {row->activation_parameter[0], row->activation_parameter[1]},
                      .norm = row->norm,
                      .norm_eps = row->norm_eps,
-                     .scale = row->scale * (row->step == DPCR_EULER ? damping_of(row) : 1)};
+                     .scale = scale_of(row),
+                     .layers = row->layers,
+                     .skip = row->skip};
     c.exact = c.chain;
     c.exact.dtype = DPCR_F64;
     for (int i = 0; i < DPCR_PARAMETERS; i++) {

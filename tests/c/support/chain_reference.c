@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WIDEST = 128 };
+enum { WIDEST = 128, MOST_LAYERS = 4 };
 
 /* value as rounding might have left it, where the terms summed up to magnitude in absolute value */
 static double rounded(noise *n, double value, double magnitude) {
@@ -38,15 +38,19 @@ static double dot(int64_t count, const double *a, int64_t stride, const double *
 
 typedef struct step {
     double normed[WIDEST]; /* (z - mean) / deviation, before gamma and beta; z without norm */
-    double input[WIDEST];  /* of W1 */
-    double before[WIDEST]; /* (h) pre-activation */
+    double input[WIDEST];  /* of W1; in a layer of DPCR_LAYERS, where the norm comes after it, as before */
+    double before[WIDEST]; /* (h) what the activation is applied to */
     double hidden[WIDEST]; /* (h) activation */
     double inverse;        /* 1 / deviation */
 } step;
 
+static bool has_norm(const dpcr_chain *c) {
+    return (c->step == DPCR_RESIDUAL || c->step == DPCR_LAYERS) && c->norm != DPCR_NO_NORM;
+}
+
 static void norm_forward(const dpcr_chain *c, int64_t l, const double *z, step *s, noise *n) {
     const double *gamma = parameter(c, DPCR_GAMMA, l, c->w), *beta = parameter(c, DPCR_BETA, l, c->w);
-    const bool none = c->step != DPCR_RESIDUAL || c->norm == DPCR_NO_NORM;
+    const bool none = !has_norm(c);
     double mean = 0, square = 0, largest = 0;
     for (int64_t i = 0; i < c->w; i++) largest = fmax(largest, fabs(z[i]));
     for (int64_t i = 0; i < c->w && !none && c->norm == DPCR_LAYER_NORM; i++) mean += z[i] / (double)c->w;
@@ -62,12 +66,11 @@ static void norm_forward(const dpcr_chain *c, int64_t l, const double *z, step *
     }
 }
 
-static void hidden_forward(const dpcr_chain *c, int64_t l, step *s, noise *n) {
-    const double *W1 = parameter(c, DPCR_W1, l, c->h * c->w), *b1 = parameter(c, DPCR_B1, l, c->h);
+/* s->before -> s->hidden */
+static void activate(const dpcr_chain *c, step *s, noise *n) {
     const bool tails =
         c->activation >= DPCR_SILU && c->activation <= DPCR_GELU_TANH; /* u times a small difference */
     for (int64_t i = 0; i < c->h; i++) {
-        s->before[i] = dot(c->w, W1 + i * c->w, 1, s->input, b1 ? b1[i] : 0, n);
         const double y = reference_activation(c->activation, c->activation_parameter, s->before[i]);
         s->hidden[i] = rounded(n, y, 4 * (fabs(y) + (tails ? fabs(s->before[i]) : 0)));
         const int branch = reference_branch(c->activation, c->activation_parameter, s->before[i]);
@@ -75,10 +78,44 @@ static void hidden_forward(const dpcr_chain *c, int64_t l, step *s, noise *n) {
     }
 }
 
+/* W1 x + b1 -> u (h) */
+static void linear_forward(const dpcr_chain *c, int64_t l, const double *x, double *u, noise *n) {
+    const double *W1 = parameter(c, DPCR_W1, l, c->h * c->w), *b1 = parameter(c, DPCR_B1, l, c->h);
+    for (int64_t i = 0; i < c->h; i++) u[i] = dot(c->w, W1 + i * c->w, 1, x, b1 ? b1[i] : 0, n);
+}
+
+/* Layer at = l M + m of input a -> s->hidden */
+static void layer_forward(const dpcr_chain *c, int64_t at, const double *a, step *s, noise *n) {
+    double u[WIDEST];
+    linear_forward(c, at, a, u, n);
+    norm_forward(c, at, u, s, n);
+    memcpy(s->before, s->input, (size_t)c->w * sizeof(double));
+    activate(c, s, n);
+}
+
+static void layers_forward(const dpcr_chain *c, int64_t l, const double *z, double *next, step *layer,
+                           noise *n) {
+    const double *a = z;
+    for (int64_t m = 0; m < c->layers; m++) {
+        layer_forward(c, l * c->layers + m, a, &layer[m], n);
+        a = layer[m].hidden;
+    }
+    for (int64_t i = 0; i < c->w; i++) {
+        const double branch = c->scale * a[i], skip = c->skip ? z[i] : 0;
+        next[i] = rounded(n, skip + branch, fabs(skip) + fabs(branch));
+    }
+}
+
 static void step_forward(const dpcr_chain *c, int64_t l, const double *z, double *next, step *s, noise *n) {
     const double *W2 = parameter(c, DPCR_W2, l, c->w * c->h), *b2 = parameter(c, DPCR_B2, l, c->w);
+    if (c->step == DPCR_LAYERS) {
+        step layer[MOST_LAYERS];
+        layers_forward(c, l, z, next, layer, n);
+        return;
+    }
     norm_forward(c, l, z, s, n);
-    hidden_forward(c, l, s, n);
+    linear_forward(c, l, s->input, s->before, n);
+    activate(c, s, n);
     for (int64_t i = 0; i < c->w; i++) {
         if (c->step == DPCR_MLP) {
             next[i] = s->hidden[i];
@@ -126,14 +163,67 @@ static void norm_backward(const dpcr_chain *c, int64_t l, const step *s, const d
     }
 }
 
+/* Elements of a parameter in a step; in one layer of DPCR_LAYERS. */
+static int64_t parameter_elements(const dpcr_chain *c, int which) {
+    const int64_t sizes[DPCR_PARAMETERS] = {c->h * c->w, c->h, c->w * c->h, c->w, c->w, c->w};
+    return sizes[which];
+}
+
+static int64_t step_elements(const dpcr_chain *c, int which) {
+    return parameter_elements(c, which) * (c->step == DPCR_LAYERS ? c->layers : 1);
+}
+
+/* Layer at = l M + m: gradient g (w) of its output becomes that of its input a */
+static void layer_backward(const dpcr_chain *c, int64_t at, const double *a, const step *s, double *g,
+                           slots *to, noise *n) {
+    const double *W = parameter(c, DPCR_W1, at, c->w * c->w);
+    double normed[WIDEST], inner[WIDEST] = {0};
+    for (int64_t i = 0; i < c->w; i++) {
+        const double slope = reference_slope(c->activation, c->activation_parameter, s->before[i]);
+        normed[i] = g[i] * rounded(n, slope, 4 * (1 + fabs(slope)));
+    }
+    if (has_norm(c))
+        norm_backward(c, at, s, normed, inner, to, n);
+    else
+        memcpy(inner, normed, (size_t)c->w * sizeof(double));
+    for (int64_t i = 0; i < c->w; i++) {
+        credit(to, DPCR_B1, i, inner[i]);
+        for (int64_t j = 0; j < c->w; j++) credit(to, DPCR_W1, i * c->w + j, inner[i] * a[j]);
+        g[i] = dot(c->w, W + i, c->w, inner, 0, n);
+    }
+}
+
+static void layers_backward(const dpcr_chain *c, int64_t l, const double *z, const double *g, double *gz,
+                            const slots *to, noise *n) {
+    step layer[MOST_LAYERS];
+    double next[WIDEST], ga[WIDEST];
+    layers_forward(c, l, z, next, layer, n);
+    for (int64_t i = 0; i < c->w; i++) ga[i] = c->scale * g[i];
+    for (int64_t m = c->layers - 1; m >= 0; m--) {
+        slots own = {{0}, {0}};
+        for (int i = 0; i < DPCR_PARAMETERS; i++) {
+            if (!to || !to->gradient[i]) continue;
+            own.gradient[i] = to->gradient[i] + m * parameter_elements(c, i);
+            own.size[i] = to->size[i] + m * parameter_elements(c, i);
+        }
+        layer_backward(c, l * c->layers + m, m > 0 ? layer[m - 1].hidden : z, &layer[m], ga, &own, n);
+    }
+    for (int64_t i = 0; i < c->w; i++)
+        gz[i] = c->skip ? rounded(n, g[i] + ga[i], fabs(g[i]) + fabs(ga[i])) : ga[i];
+}
+
 /* Gradient g of f_l(z) -> gz, parameter gradients added to `to` */
 static void step_backward(const dpcr_chain *c, int64_t l, const double *z, const double *g, double *gz,
                           slots *to, noise *n) {
     const double *W1 = parameter(c, DPCR_W1, l, c->h * c->w), *W2 = parameter(c, DPCR_W2, l, c->w * c->h);
-    const bool residual = c->step == DPCR_RESIDUAL, norm = residual && c->norm != DPCR_NO_NORM;
+    const bool residual = c->step == DPCR_RESIDUAL, norm = has_norm(c);
     const bool straight = c->step != DPCR_MLP; /* z is a term of f(z) */
     step s;
     double next[WIDEST], out[WIDEST], inner[WIDEST], input[WIDEST];
+    if (c->step == DPCR_LAYERS) {
+        layers_backward(c, l, z, g, gz, to, n);
+        return;
+    }
     step_forward(c, l, z, next, &s, n);
     for (int64_t i = 0; i < c->w; i++) {
         out[i] = straight ? c->scale * g[i] : g[i];
@@ -190,19 +280,14 @@ void reference_tangents(const dpcr_chain *c, int64_t first, int64_t last, const 
         }
 }
 
-static int64_t parameter_elements(const dpcr_chain *c, int which) {
-    const int64_t sizes[DPCR_PARAMETERS] = {c->h * c->w, c->h, c->w * c->h, c->w, c->w, c->w};
-    return sizes[which];
-}
-
 /* Step l of all samples: adjoint (B,w) of z_l becomes that of z_{l-1}. */
 static void backward_step(const dpcr_chain *c, const dpcr_pullback *pass, int64_t l, double *adjoint,
                           noise *n) {
     slots to = {{0}, {0}};
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
-        const size_t bytes = (size_t)parameter_elements(c, i) * sizeof(double);
+        const size_t bytes = (size_t)step_elements(c, i) * sizeof(double);
         if (!pass->gparameter[i]) continue;
-        to.gradient[i] = (double *)pass->gparameter[i] + l * parameter_elements(c, i);
+        to.gradient[i] = (double *)pass->gparameter[i] + l * step_elements(c, i);
         to.size[i] = allocate(bytes);
         memset(to.gradient[i], 0, bytes);
         memset(to.size[i], 0, bytes);
@@ -219,7 +304,7 @@ static void backward_step(const dpcr_chain *c, const dpcr_pullback *pass, int64_
         step_backward(c, l, z, g, adjoint + b * c->w, &to, n);
     }
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
-        for (int64_t k = 0; k < parameter_elements(c, i) && to.gradient[i]; k++)
+        for (int64_t k = 0; k < step_elements(c, i) && to.gradient[i]; k++)
             to.gradient[i][k] = rounded(n, to.gradient[i][k], to.size[i][k] * (2 + sqrt((double)c->B)));
         free(to.size[i]);
     }

@@ -38,28 +38,52 @@ typedef struct table {
 } table;
 
 dpcr_step chain_family_step(int family) {
-    return family == 0 ? DPCR_MLP : family <= DPCR_NORMS ? DPCR_RESIDUAL : DPCR_EULER;
+    return family == 0                ? DPCR_MLP
+           : family <= DPCR_NORMS     ? DPCR_RESIDUAL
+           : family == 1 + DPCR_NORMS ? DPCR_EULER
+                                      : DPCR_LAYERS;
 }
 
 dpcr_norm chain_family_norm(int family) {
-    return chain_family_step(family) == DPCR_RESIDUAL ? (dpcr_norm)(family - 1) : DPCR_NO_NORM;
+    const dpcr_step step = chain_family_step(family);
+    return step == DPCR_RESIDUAL ? (dpcr_norm)(family - 1)
+           : step == DPCR_LAYERS ? (dpcr_norm)(family - 2 - DPCR_NORMS)
+                                 : DPCR_NO_NORM;
+}
+
+void chain_row_join(chain_row *row, int family, int64_t hidden, int which) {
+    row->step = chain_family_step(family);
+    row->norm = chain_family_norm(family);
+    row->h = row->step == DPCR_RESIDUAL ? hidden : row->w;
+    row->layers = row->step == DPCR_LAYERS ? 1 + which % 3 : 0;
+    row->skip = row->step == DPCR_LAYERS && which % 2;
 }
 
 bool chain_row_has(const chain_row *row, int parameter) {
-    const bool residual = row->step == DPCR_RESIDUAL;
+    const bool residual = row->step == DPCR_RESIDUAL, normed = residual || row->step == DPCR_LAYERS;
     switch (parameter) {
     case DPCR_W1:
     case DPCR_B1: return true;
     case DPCR_W2:
     case DPCR_B2: return residual;
-    case DPCR_GAMMA: return residual && row->norm != DPCR_NO_NORM;
-    default: return residual && row->norm == DPCR_LAYER_NORM;
+    case DPCR_GAMMA: return normed && row->norm != DPCR_NO_NORM;
+    default: return normed && row->norm == DPCR_LAYER_NORM;
     }
 }
 
 int64_t chain_row_size(const chain_row *row, int parameter) {
-    const int64_t sizes[DPCR_PARAMETERS] = {row->h * row->w, row->h, row->w * row->h, row->w, row->w, row->w};
+    const int64_t M = row->step == DPCR_LAYERS ? row->layers : 1;
+    const int64_t sizes[DPCR_PARAMETERS] = {M * row->h * row->w, M * row->h, row->w * row->h, row->w,
+                                            M * row->w,          M * row->w};
     return chain_row_has(row, parameter) ? sizes[parameter] : 0;
+}
+
+int64_t chain_row_matrices(const chain_row *row) {
+    return row->step == DPCR_RESIDUAL ? 2 : row->step == DPCR_LAYERS ? row->layers : 1;
+}
+
+double chain_row_work(const chain_row *row) {
+    return (double)(chain_row_matrices(row) * row->w) * (double)(row->h + 1);
 }
 
 static int64_t one_of(table *t, const int64_t *values, int64_t count) {
@@ -67,17 +91,17 @@ static int64_t one_of(table *t, const int64_t *values, int64_t count) {
 }
 
 /* The kinds of a row; shapes come after. */
-static chain_row draw(table *t, dpcr_step step, dpcr_norm norm, dpcr_activation activation, bool other) {
+static chain_row draw(table *t, int family, dpcr_activation activation, bool other) {
     static const double gains[] = {0.5, 1, 1.4};
     const double *p = other ? activation_other(activation) : activation_default(activation);
-    chain_row row = {.step = step,
-                     .activation = activation,
+    chain_row row = {.activation = activation,
                      .activation_parameter = {p[0], p[1]},
-                     .norm = norm,
                      .norm_eps = rng_below(&t->random, 2) ? 1e-5 : 0.25,
                      .scale = rng_below(&t->random, 2) ? 1 : -0.3,
                      .shifted = rng_below(&t->random, 4) == 0,
                      .gain = gains[rng_below(&t->random, COUNT(gains))]};
+    chain_row_join(&row, family, 0, (int)rng_below(&t->random, 6));
+    if (row.step == DPCR_LAYERS && !row.skip && row.scale < 0) row.scale = -0.9; /* or nothing is left */
     row.present = 1U << DPCR_W1 | 1U << DPCR_W2 | (unsigned)rng_below(&t->random, 64);
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (!chain_row_has(&row, i)) row.present &= ~(1U << i);
@@ -85,7 +109,7 @@ static chain_row draw(table *t, dpcr_step step, dpcr_norm norm, dpcr_activation 
 }
 
 static double row_cost(const chain_row *row) {
-    return (double)(row->L * row->B) * (double)(row->w * (row->h + 1)) * (row->step == DPCR_RESIDUAL ? 2 : 1);
+    return (double)(row->L * row->B) * chain_row_work(row);
 }
 
 /* Shape entries below 0 are drawn, all of them again until the row is cheap enough. */
@@ -99,24 +123,24 @@ static void add(table *t, chain_row row) {
         row.w = wish.w < 0 ? one_of(t, widths, COUNT(widths)) : wish.w;
         row.h = row.step != DPCR_RESIDUAL ? row.w : one_of(t, hidden, COUNT(hidden));
     } while (row_cost(&row) > most && (wish.L < 0 || wish.B < 0 || wish.w < 0));
+    if (row.step == DPCR_LAYERS && row.w == 1 && chain_row_has(&row, DPCR_BETA))
+        row.present |= 1U << DPCR_BETA; /* or ReLU would sit on its kink */
     row.seed = rng_bits(&t->random);
     if (t->drawn++ % KEEP == 0 && t->count < CAPACITY) t->row[t->count++] = row;
 }
 
-static void add_kinds(table *t, dpcr_step step, dpcr_norm norm) {
+static void add_kinds(table *t, int family) {
     for (int k = 0; k < DRAWS * DPCR_ACTIVATIONS; k++) {
-        chain_row row = draw(t, step, norm, (dpcr_activation)(k / DRAWS), k % 2);
+        chain_row row = draw(t, family, (dpcr_activation)(k / DRAWS), k % 2);
         row.L = row.B = row.w = -1;
         add(t, row);
     }
 }
 
 static chain_row draw_kind(table *t) {
-    const dpcr_step step = (dpcr_step)rng_below(&t->random, DPCR_STEPS);
-    const dpcr_norm norm =
-        step != DPCR_RESIDUAL ? DPCR_NO_NORM : (dpcr_norm)rng_below(&t->random, DPCR_NORMS);
+    const int family = (int)rng_below(&t->random, CHAIN_FAMILIES);
     const dpcr_activation activation = (dpcr_activation)rng_below(&t->random, DPCR_ACTIVATIONS);
-    return draw(t, step, norm, activation, rng_below(&t->random, 2));
+    return draw(t, family, activation, rng_below(&t->random, 2));
 }
 
 static void add_shapes(table *t) {
@@ -137,7 +161,7 @@ static void add_shapes(table *t) {
 
 chain_row *chain_rows(int *count) {
     table t = {.row = allocate(CAPACITY * sizeof(chain_row)), .random = {7}};
-    for (int k = 0; k < CHAIN_FAMILIES; k++) add_kinds(&t, chain_family_step(k), chain_family_norm(k));
+    for (int k = 0; k < CHAIN_FAMILIES; k++) add_kinds(&t, k);
     add_shapes(&t);
     *count = t.count;
     check_context("the table of the chains");
@@ -146,13 +170,15 @@ chain_row *chain_rows(int *count) {
 }
 
 void chain_row_text(const chain_row *row, char *text, size_t size) {
-    static const char *const steps[DPCR_STEPS] = {"mlp", "residual", "euler"};
+    static const char *const steps[DPCR_STEPS] = {"mlp", "residual", "euler", "layers"};
     static const char *const norms[DPCR_NORMS] = {"", " layer_norm", " rms_norm"};
     static const char *const parameters[DPCR_PARAMETERS] = {"W1", "b1", "W2", "b2", "gamma", "beta"};
     int at = snprintf(text, size, "%s %s(%g,%g)%s L=%d B=%d w=%d h=%d gain %g scale %g eps %g%s, with",
                       steps[row->step], activation_name(row->activation), row->activation_parameter[0],
                       row->activation_parameter[1], norms[row->norm], (int)row->L, (int)row->B, (int)row->w,
                       (int)row->h, row->gain, row->scale, row->norm_eps, row->shifted ? ", shifted" : "");
+    if (row->step == DPCR_LAYERS)
+        at += snprintf(text + at, size - (size_t)at, " M=%d%s", (int)row->layers, row->skip ? " skip" : "");
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (row->present >> i & 1) at += snprintf(text + at, size - (size_t)at, " %s", parameters[i]);
 }

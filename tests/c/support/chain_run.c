@@ -245,6 +245,7 @@ pullback_run pullback_run_create(const chain_case *c, pullback_input in, int wan
                           .gz = address(&input[3]),
                           .gstates = address(&input[4]),
                           .gz0 = address(&z0),
+                          .frozen = in.frozen,
                           .report = address(&report),
                           .newton = in.newton};
     for (int i = 0; i < DPCR_PARAMETERS; i++) {

@@ -71,6 +71,7 @@ enum {
 typedef struct pullback_input {
     const void *states, *checkpoints, *gz, *gstates;
     const dpcr_newton *newton;
+    const unsigned char *frozen; /* (L) or NULL */
 } pullback_input;
 
 pullback_run pullback_run_create(const chain_case *c, pullback_input in, int want, const backend *at, mode m,

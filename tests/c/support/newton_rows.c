@@ -29,29 +29,35 @@ typedef struct kind {
     dpcr_activation activation;
     dpcr_norm norm;
     double gain, scale;
+    int64_t layers;
+    bool skip;
 } kind;
 
 static const kind kinds[] = {
-    {DPCR_MLP, DPCR_TANH, DPCR_NO_NORM, 0.5, 0},    /* contracting */
-    {DPCR_MLP, DPCR_TANH, DPCR_NO_NORM, 1, 0},      /* at the edge of it */
-    {DPCR_MLP, DPCR_TANH, DPCR_NO_NORM, 1.5, 0},    /* chaotic if wide */
-    {DPCR_MLP, DPCR_TANH, DPCR_NO_NORM, 4, 0},      /* chaotic */
-    {DPCR_MLP, DPCR_RELU, DPCR_NO_NORM, 1.4142, 0}, /* neither grows nor shrinks */
-    {DPCR_MLP, DPCR_RELU, DPCR_NO_NORM, 2.2, 0},    /* growing */
-    {DPCR_MLP, DPCR_LINEAR, DPCR_NO_NORM, 1, 0},    /* one sweep of Newton is exact */
-    {DPCR_MLP, DPCR_LEAKY_RELU, DPCR_NO_NORM, 1.4, 0},
-    {DPCR_MLP, DPCR_ELU, DPCR_NO_NORM, 1.2, 0},
-    {DPCR_MLP, DPCR_SIGMOID, DPCR_NO_NORM, 3, 0},
-    {DPCR_MLP, DPCR_GELU, DPCR_NO_NORM, 1.4142, 0},
-    {DPCR_MLP, DPCR_GELU_TANH, DPCR_NO_NORM, 1, 0},
-    {DPCR_MLP, DPCR_SOFTPLUS, DPCR_NO_NORM, 0.7, 0},
-    {DPCR_RESIDUAL, DPCR_TANH, DPCR_NO_NORM, 0.6, 1},
-    {DPCR_RESIDUAL, DPCR_RELU, DPCR_NO_NORM, 0.6, 0.03125}, /* nearly the identity */
-    {DPCR_RESIDUAL, DPCR_RELU, DPCR_LAYER_NORM, 0.6, 1},
-    {DPCR_RESIDUAL, DPCR_SILU, DPCR_LAYER_NORM, 1, 1},
-    {DPCR_RESIDUAL, DPCR_GELU, DPCR_RMS_NORM, 0.6, -0.5},
-    {DPCR_EULER, DPCR_TANH, DPCR_NO_NORM, 1, 0.05},
-    {DPCR_EULER, DPCR_SILU, DPCR_NO_NORM, 1, -0.3},
+    {DPCR_MLP, DPCR_TANH, DPCR_NO_NORM, 0.5, 0, 0, false},    /* contracting */
+    {DPCR_MLP, DPCR_TANH, DPCR_NO_NORM, 1, 0, 0, false},      /* at the edge of it */
+    {DPCR_MLP, DPCR_TANH, DPCR_NO_NORM, 1.5, 0, 0, false},    /* chaotic if wide */
+    {DPCR_MLP, DPCR_TANH, DPCR_NO_NORM, 4, 0, 0, false},      /* chaotic */
+    {DPCR_MLP, DPCR_RELU, DPCR_NO_NORM, 1.4142, 0, 0, false}, /* neither grows nor shrinks */
+    {DPCR_MLP, DPCR_RELU, DPCR_NO_NORM, 2.2, 0, 0, false},    /* growing */
+    {DPCR_MLP, DPCR_LINEAR, DPCR_NO_NORM, 1, 0, 0, false},    /* one sweep of Newton is exact */
+    {DPCR_MLP, DPCR_LEAKY_RELU, DPCR_NO_NORM, 1.4, 0, 0, false},
+    {DPCR_MLP, DPCR_ELU, DPCR_NO_NORM, 1.2, 0, 0, false},
+    {DPCR_MLP, DPCR_SIGMOID, DPCR_NO_NORM, 3, 0, 0, false},
+    {DPCR_MLP, DPCR_GELU, DPCR_NO_NORM, 1.4142, 0, 0, false},
+    {DPCR_MLP, DPCR_GELU_TANH, DPCR_NO_NORM, 1, 0, 0, false},
+    {DPCR_MLP, DPCR_SOFTPLUS, DPCR_NO_NORM, 0.7, 0, 0, false},
+    {DPCR_RESIDUAL, DPCR_TANH, DPCR_NO_NORM, 0.6, 1, 0, false},
+    {DPCR_RESIDUAL, DPCR_RELU, DPCR_NO_NORM, 0.6, 0.03125, 0, false}, /* nearly the identity */
+    {DPCR_RESIDUAL, DPCR_RELU, DPCR_LAYER_NORM, 0.6, 1, 0, false},
+    {DPCR_RESIDUAL, DPCR_SILU, DPCR_LAYER_NORM, 1, 1, 0, false},
+    {DPCR_RESIDUAL, DPCR_GELU, DPCR_RMS_NORM, 0.6, -0.5, 0, false},
+    {DPCR_EULER, DPCR_TANH, DPCR_NO_NORM, 1, 0.05, 0, false},
+    {DPCR_EULER, DPCR_SILU, DPCR_NO_NORM, 1, -0.3, 0, false},
+    {DPCR_LAYERS, DPCR_TANH, DPCR_LAYER_NORM, 1, 1, 1, false},
+    {DPCR_LAYERS, DPCR_SILU, DPCR_LAYER_NORM, 1, 1, 3, true},
+    {DPCR_LAYERS, DPCR_GELU, DPCR_RMS_NORM, 1, 0.1, 2, true},
+    {DPCR_LAYERS, DPCR_ELU, DPCR_NO_NORM, 0.7, 0.5, 2, false},
 };
 
 typedef struct table {
@@ -72,6 +78,8 @@ static newton_row draw_options(table *t, const kind *k) {
                                 .norm = k->norm,
                                 .norm_eps = 1e-5,
                                 .scale = k->scale,
+                                .layers = k->layers,
+                                .skip = k->skip,
                                 .shifted = rng_below(&t->random, 4) == 0,
                                 .undamped = true,
                                 .gain = k->gain},
@@ -91,7 +99,8 @@ static newton_row draw_options(table *t, const kind *k) {
 static double row_cost(const newton_row *row) {
     const chain_row *chain = &row->chain;
     const double columns = row->structure == DPCR_P_DENSE ? (double)chain->w + 1 : 1;
-    return (double)(chain->L * chain->B) * (double)(chain->w * (chain->h + 1)) * columns;
+    const double layers = chain->step == DPCR_LAYERS ? (double)chain->layers : 1;
+    return (double)(chain->L * chain->B) * (double)(chain->w * (chain->h + 1)) * layers * columns;
 }
 
 static int64_t draw_segments(table *t, int64_t L) {
@@ -115,8 +124,8 @@ static void add(table *t, newton_row row, double most) {
         if (row_cost(&row) <= most) break;
     }
     if (row_cost(&row) > most) return;
-    if (row.chain.norm == DPCR_LAYER_NORM && row.chain.w == 1) /* or ReLU would sit on its kink */
-        row.chain.present = 63U;
+    for (int i = 0; i < DPCR_PARAMETERS && row.chain.norm == DPCR_LAYER_NORM && row.chain.w == 1; i++)
+        if (chain_row_has(&row.chain, i)) row.chain.present |= 1U << i; /* or ReLU would sit on its kink */
     row.S = S < 0 ? draw_segments(t, row.chain.L) : S;
     row.chain.seed = rng_bits(&t->random);
     if (t->drawn++ % KEEP == 0 && t->count < CAPACITY) t->row[t->count++] = row;

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of steps as it is called: parameters read live, then the operator or the modules' loop.
+
+Nothing is kept from call to call but where the parameters are: whatever an optimiser, FSDP,
+``functional_call`` or ``p.data.add_()`` did to them is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from .. import _chain, _planner
+from .._plan import Solver
+from .._planner import Planner
+from .._solve import Call
+from .._transforms import forward_ad_active, func_active
+from .reading import Part
+from .stack import Stack, position
+from .steps import RUN, Slot, shape_column
+
+
+class Column:
+    """One parameter of all steps: L of them, or L M where a step has M sublayers."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.name = slots[0].name
+        self.names = [slot.name for slot in slots]
+        self.owners = [slot.owner for slot in slots]
+        self.uniform = len(set(self.names)) == 1
+        place = position(slots[0].owner, slots[0].name)
+        self.stack: Stack | None = None
+        if place is not None:
+            self.stack, self.stacked_as, self.first = place
+
+    def parameters(self) -> list[Tensor]:
+        """Those of per-layer modules."""
+        if self.uniform:
+            name = self.name
+            return [owner._parameters[name] for owner in self.owners]  # type: ignore[union-attr, misc]
+        pairs = zip(self.owners, self.names, strict=True)
+        return [owner._parameters[name] for owner, name in pairs]  # type: ignore[union-attr, misc]
+
+    def read_stacked(self) -> Tensor:
+        assert self.stack is not None
+        whole = self.stack.whole(self.stacked_as)
+        if len(self.owners) == len(whole):
+            return whole
+        return whole[self.first : self.first + len(self.owners)]
+
+
+class Chain:
+    """A run of L equal steps inside a container."""
+
+    def __init__(self, part: Part, where: str, solver: Solver, planner: Planner) -> None:
+        first = part.units[0].step
+        assert first is not None
+        self.step, self.path, self.length = first, where + part.span, len(part.units)
+        self.modules = [module for unit in part.units for module in unit.modules]
+        self.width, self.solver, self.planner = first.width, solver, planner
+        steps = [unit.step for unit in part.units]
+        self.columns = [
+            None if row is None else Column([s for step in steps for s in step.rows[index]])  # type: ignore[union-attr]
+            for index, row in enumerate(first.rows)
+        ]
+        self.stacks = {column.stack for column in self.columns if column and column.stack}
+
+    @property
+    def stacked(self) -> bool:
+        return bool(self.stacks)
+
+    def __call__(self, input: Tensor) -> Tensor:
+        if not self._fits(input):
+            return self.loop(input)
+        read = self._read(input)
+        if read is None:
+            return self.loop(input)
+        parameters, frozen = read
+        call = Call(False, None, False, self.solver, self.planner, frozen)
+        return RUN[self.step.kind.name](call, input, parameters, self.step.options)
+
+    def loop(self, input: Tensor) -> Tensor:
+        """The modules one after another, as the container would call them."""
+        with unbound(self.stacks):
+            for module in self.modules:
+                input = module(input)
+        return input
+
+    def _fits(self, input: object) -> bool:
+        """Whether the operator takes the input; what it does not take gets PyTorch's own answer."""
+        if not isinstance(input, Tensor) or input.dim() == 0 or input.shape[-1] != self.width:
+            return False
+        if input.layout is not torch.strided or input.is_nested or hasattr(input, "device_mesh"):
+            return False
+        return _chain.native(input) or torch.is_autocast_enabled(input.device.type)
+
+    def _read(self, input: Tensor) -> tuple[tuple[Tensor | None, ...], tuple[bool, ...]] | None:
+        """Parameters and frozen steps; None where the loop is right, or is faster."""
+        autocast = torch.is_autocast_enabled(input.device.type)
+        read: list[Tensor | None] = []
+        own: list[list[Tensor]] = []  # parameters that are not stacked, column by column
+        for index, column in enumerate(self.columns):
+            if column is None:
+                read.append(None)
+                continue
+            if column.stack is not None:
+                stacked: Tensor | None = column.read_stacked()
+            else:
+                own.append(column.parameters())
+                if not autocast and {p.dtype for p in own[-1]} != {input.dtype}:
+                    return None  # not torch.stack's promotion, but the loop's error
+                stacked = _stack(own[-1])
+            if stacked is None or hasattr(stacked, "device_mesh"):
+                return None
+            if stacked.device != input.device:
+                return None
+            read.append(shape_column(self.step, index, stacked))
+        if not torch.is_grad_enabled():
+            training = False
+        else:
+            training = input.requires_grad or any(p is not None and p.requires_grad for p in read)
+        if not self._pays(input, training):
+            return None
+        return tuple(read), self._frozen(own) if training and own else ()
+
+    def _pays(self, input: Tensor, training: bool) -> bool:
+        """Always where segments are given, and in graphs: the loop takes minutes to compile."""
+        if self.solver.segments != "auto" or torch.compiler.is_compiling():
+            return True
+        batch = input.numel() // max(self.width, 1)
+        return _planner.native_pays(self.length, self.width, batch, training)
+
+    def _frozen(self, columns: list[list[Tensor]]) -> tuple[bool, ...]:
+        """Steps none of whose parameters wants a gradient; empty where there are none, or all."""
+        if func_active() or forward_ad_active():
+            return ()
+        wanted = [False] * self.length
+        for parameters in columns:
+            each = len(parameters) // self.length
+            wants = [parameter.requires_grad for parameter in parameters]
+            for sublayer in range(each):
+                pairs = zip(wanted, wants[sublayer::each], strict=True)
+                wanted = [before or wants_too for before, wants_too in pairs]
+            if all(wanted):
+                return ()
+        return tuple(not want for want in wanted) if any(wanted) else ()
+
+
+def _stack(parameters: list[Tensor]) -> Tensor | None:
+    """torch.stack; None where shapes or devices have come to differ."""
+    if torch.compiler.is_compiling():
+        return torch.stack(parameters)
+    try:
+        return torch.stack(parameters)
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def unbound(stacks: set[Stack]) -> Iterator[None]:
+    with ExitStack() as exits:
+        for stack in stacks:
+            exits.enter_context(stack.unbound())
+        yield
