@@ -12,7 +12,7 @@ SAN ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env build demo bench test test-c test-example test-python test-asan test-tsan lint format abi clean
+.PHONY: help env build demo bench test test-c test-example test-python test-asan test-tsan cuda lint format abi clean
 .DELETE_ON_ERROR:
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -91,6 +91,12 @@ test-asan test-tsan: test-%: $(done)/tools
 	cmake --preset $*
 	cmake --build --preset $*
 	ctest --preset $*
+
+# From scratch: what a kernel uses is told only when it is compiled.
+cuda: $(done)/tools ## compile the CUDA kernels for all architectures and list what each uses; a hot one must not spill
+	cmake --preset cuda
+	cmake --build --preset cuda --clean-first >build/cuda/build.log || { cat build/cuda/build.log; exit 1; }
+	$(py) .ci/kernels.py build/cuda/build.log
 
 # ---- before a change goes in ------------------------------------------------------------------------------
 

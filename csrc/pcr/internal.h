@@ -21,7 +21,8 @@ extern "C" {
 /* ---- errors: a status up, the sentence in a thread-local ------------------------------------ */
 
 /* Exported for the libraries of other devices, whose failures belong into the same detail. */
-DPCR_API dpcr_status dpcr_fail(dpcr_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+DPCR_API dpcr_status dpcr_fail(dpcr_status status, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 #define RETURN_IF(call)                         \
     do {                                        \

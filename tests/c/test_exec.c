@@ -16,7 +16,7 @@
 
 static void check_sentences(void) {
     static const dpcr_status codes[] = {DPCR_OK, DPCR_BAD_ARGUMENT, DPCR_UNSUPPORTED, DPCR_SMALL_WORKSPACE,
-                                         DPCR_DEVICE};
+                                        DPCR_DEVICE};
     const char *unknown = dpcr_strerror((dpcr_status)77);
     check_context("dpcr_strerror");
     CHECK(DPCR_OK == 0, "success is not 0");

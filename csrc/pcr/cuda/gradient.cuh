@@ -17,7 +17,7 @@ template <class T> __device__ const T *state_before(const struct walk &walk, int
 
 /* elements: L x (1 or B) x elements of a block; the walk's b is y */
 template <int BLOCK, class T>
-__global__ void __launch_bounds__(ELEMENT_THREADS)
+__global__ void THREADS(ELEMENT_THREADS)
     gradient_kernel(int64_t elements, struct walk walk, struct block_view gradient) {
     const int64_t w = walk.w, size = dpcr_map_size((dpcr_block)BLOCK, w), blocks = walk.shared ? 1 : walk.B;
     FOR_ELEMENTS(e, elements) {
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(ELEMENT_THREADS)
 
 /* elements: B x w; M_0 with rows and columns exchanged */
 template <int BLOCK, class T>
-__global__ void __launch_bounds__(ELEMENT_THREADS)
+__global__ void THREADS(ELEMENT_THREADS)
     start_gradient_kernel(int64_t elements, struct walk walk, struct vector_view gradient) {
     const int64_t w = walk.w;
     FOR_ELEMENTS(e, elements) {
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(ELEMENT_THREADS)
 
 /* elements of a strided array become 0; T: of its size */
 template <class T>
-__global__ void __launch_bounds__(ELEMENT_THREADS) clear_kernel(int64_t elements, struct strided array) {
+__global__ void THREADS(ELEMENT_THREADS) clear_kernel(int64_t elements, struct strided array) {
     FOR_ELEMENTS(e, elements) {
         int64_t rest = e, at = 0;
         UNROLL for (int d = 3; d >= 0; d--) {

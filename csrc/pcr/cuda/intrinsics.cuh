@@ -16,6 +16,10 @@
     extern __shared__ __align__(16) unsigned char dpcr_dynamic_shared[]; \
     type *const name = (type *)dpcr_dynamic_shared
 
+/* Of a block, at most.  The 1 asks for no second block on a multiprocessor; without it ptxas 13.0 spills up to
+ * 20 words, of 36 of the 528 kernels, to make room for more. */
+#define THREADS(count) __launch_bounds__(count, 1)
+
 /* Before a loop whose arrays are to live in registers. */
 #define UNROLL _Pragma("unroll")
 

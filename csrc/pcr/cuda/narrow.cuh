@@ -74,7 +74,7 @@ template <class T, int W> __device__ void block_prefix(affine<T, W> &a) {
 /* A task is a tile of one channel, or all elements of several channels.
  * STEPS: level 0, whose elements are the segments; else maps and offsets are there, from the level below. */
 template <int BLOCK, class T, int W, bool STEPS>
-__global__ void __launch_bounds__(NARROW_THREADS)
+__global__ void THREADS(NARROW_THREADS)
     prefix_kernel(int64_t tasks, struct walk walk, narrow_level at, narrow_level next, T *damping) {
     FOR_TASKS(task, tasks) {
         const int lane = (int)threadIdx.x % at.lanes;
@@ -107,8 +107,7 @@ __global__ void __launch_bounds__(NARROW_THREADS)
 
 /* elements: those beyond the first tile, which starts from x0 */
 template <class T, int W>
-__global__ void __launch_bounds__(ELEMENT_THREADS)
-    carry_kernel(int64_t elements, narrow_level at, narrow_level next) {
+__global__ void THREADS(ELEMENT_THREADS) carry_kernel(int64_t elements, narrow_level at, narrow_level next) {
     FOR_ELEMENTS(e, elements) {
         const int64_t element = e + at.threads * at.channels, k = element / at.channels,
                       n = element % at.channels;
@@ -123,7 +122,7 @@ __global__ void __launch_bounds__(ELEMENT_THREADS)
 
 /* elements: segments x channels, channels inside, so that neighbours read neighbours */
 template <int BLOCK, class T, int W>
-__global__ void __launch_bounds__(ELEMENT_THREADS)
+__global__ void THREADS(ELEMENT_THREADS)
     substitute_kernel(int64_t elements, struct walk walk, narrow_level at) {
     FOR_ELEMENTS(e, elements) {
         const int64_t k = e / at.channels, n = e % at.channels;
@@ -141,7 +140,7 @@ __global__ void __launch_bounds__(ELEMENT_THREADS)
 
 /* The loop: one thread a channel */
 template <int BLOCK, class T, int W>
-__global__ void __launch_bounds__(ELEMENT_THREADS) sequential_kernel(int64_t channels, struct walk walk) {
+__global__ void THREADS(ELEMENT_THREADS) sequential_kernel(int64_t channels, struct walk walk) {
     FOR_ELEMENTS(n, channels) {
         T x[W];
         walk_from_start<BLOCK, T, W>(channel_of<BLOCK, T>(walk, n), walk.L, x, true);

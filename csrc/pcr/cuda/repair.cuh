@@ -84,7 +84,7 @@ template <int BLOCK, class T, int W> __device__ void recompute(const struct walk
 }
 
 template <int BLOCK, class T, int W>
-__global__ void __launch_bounds__(256) repair_kernel(int64_t samples, struct walk walk, repair_args args) {
+__global__ void THREADS(256) repair_kernel(int64_t samples, struct walk walk, repair_args args) {
     SHARED(int, failed, 1);
     FOR_TASKS(s, samples) {
         bool close = true;

@@ -163,7 +163,7 @@ __device__ void reduce_map(const struct walk &walk, int64_t s, int64_t first, in
 }
 
 template <class T, int TILE>
-__global__ void __launch_bounds__(TILE *ROWS)
+__global__ void THREADS(TILE *ROWS)
     wide_reduce_kernel(int64_t tasks, struct walk walk, wide_shape shape, wide_level at, T *spare) {
     FOR_TASKS(task, tasks) {
         const wide_task of = task_of<TILE>(shape, task);
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(TILE *ROWS)
 
 /* Level `next` from level `at`: its element m is element 2 m with element 2 m - 1 eliminated. */
 template <class T, int TILE>
-__global__ void __launch_bounds__(TILE *ROWS)
+__global__ void THREADS(TILE *ROWS)
     wide_eliminate_kernel(int64_t tasks, wide_shape shape, wide_level at, wide_level next) {
     FOR_TASKS(task, tasks) {
         const wide_task of = task_of<TILE>(shape, task);
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(TILE *ROWS)
 /* Parallel cyclic reduction: element k takes in element k - d.  Those before d are complete, those before 2 d
  * become so and need their maps no more. */
 template <class T, int TILE>
-__global__ void __launch_bounds__(TILE *ROWS)
+__global__ void THREADS(TILE *ROWS)
     wide_pcr_kernel(int64_t tasks, wide_shape shape, wide_level at, wide_level to, int64_t d) {
     FOR_TASKS(task, tasks) {
         const wide_task of = task_of<TILE>(shape, task);
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(TILE *ROWS)
 
 /* The offsets of `at` become x, those of `next` being x already.  tasks: elements of `at` x samples */
 template <class T, int TILE>
-__global__ void __launch_bounds__(TILE *ROWS)
+__global__ void THREADS(TILE *ROWS)
     wide_back_kernel(int64_t tasks, wide_shape shape, wide_level at, wide_level next) {
     FOR_TASKS(task, tasks) {
         const int64_t k = task / shape.B, s = task % shape.B, w = shape.w;
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(TILE *ROWS)
 
 /* tasks: segments x samples */
 template <class T, int TILE>
-__global__ void __launch_bounds__(TILE *ROWS)
+__global__ void THREADS(TILE *ROWS)
     wide_substitute_kernel(int64_t tasks, struct walk walk, wide_shape shape, wide_level at) {
     FOR_TASKS(task, tasks) {
         const int64_t k = task / walk.B, s = task % walk.B;
@@ -251,14 +251,14 @@ __global__ void __launch_bounds__(TILE *ROWS)
 
 /* The loop: a block a sample */
 template <class T, int TILE>
-__global__ void __launch_bounds__(TILE *ROWS) wide_sequential_kernel(int64_t samples, struct walk walk) {
+__global__ void THREADS(TILE *ROWS) wide_sequential_kernel(int64_t samples, struct walk walk) {
     FOR_TASKS(s, samples) block_walk<T>(walk, s, 0, walk.L, start_of<T>(walk, s));
 }
 
 /* How much of an error before a segment survives it: the largest row sum of |map|, at most 1.
  * tasks: segments x map samples */
 template <class T, int TILE>
-__global__ void __launch_bounds__(TILE *ROWS)
+__global__ void THREADS(TILE *ROWS)
     wide_damping_kernel(int64_t tasks, wide_shape shape, wide_level at, T *damping) {
     SHARED(T, largest, TILE * ROWS);
     FOR_TASKS(task, tasks) {

@@ -15,7 +15,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(...)
 
 struct dim3 {
     unsigned x, y, z;

@@ -11,6 +11,8 @@
 
 #define DYNAMIC_SHARED(type, name) type *const name = (type *)cuda_on_host::shared_array(NULL, #name, 0)
 
+#define THREADS(count)
+
 #define UNROLL _Pragma("GCC unroll 32")
 
 inline float fused(float a, float b, float c) {
