@@ -197,6 +197,31 @@ def test_blocks_of_several_layers(stack: bool) -> None:
     assert_same(net, plain, X)
 
 
+class Inner(nn.Module):
+    """A block that is itself made of an nn.Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = stack_of(4, 6, nn.Tanh)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+@each_face
+def test_sequentials_inside_of_steps_are_not_chains_of_their_own(stack: bool) -> None:
+    def describe(block: Inner) -> dpcr.steps.Step:
+        return dpcr.steps.layers([(linear, None) for linear in block.layers[::2]], "tanh")
+
+    dpcr.register_block(Inner, describe)
+    net, plain = parallel(
+        nn.Sequential(*(Inner() for _ in range(8))).double(), stack=stack, segments=8
+    )
+    assert [c.path for c in dpcr.report(net).chains] == ["0-7"]
+    assert calls(net, X) == ["layers"] and type(net[0].layers) is nn.Sequential
+    assert_same(net, plain, X)
+
+
 class Raw(nn.Module):
     """An Euler step with bare Parameters."""
 
