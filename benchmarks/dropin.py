@@ -215,7 +215,7 @@ def page(record: dict[str, Any]) -> str:
     return f"""# parallelize: what it gives and what it costs
 
 `python benchmarks/dropin.py{record["options"]}`, {device}, one thread, float32, load before
-{record["setting"]["load before"]}. Medians; in brackets the time of PyTorch's modules over this one.
+{record["setting"]["load before"]}. Medians; in brackets the time of PyTorch's modules over it.
 In float64 all outputs and input gradients agree with those of the modules within {TOLERANCE:g}.
 
 ## {LENGTH} x (Linear, Tanh), w = {WIDTH}, one sample
@@ -223,7 +223,7 @@ In float64 all outputs and input gradients agree with those of the modules withi
 {face_rows}
 
 The per-layer face costs {overhead(record["faces"]):.2g} us more for each Parameter than the
-stacked one (forward and backward, no optimiser), nearly all of it PyTorch's: autograd hands every
+stacked one (forward and backward, no optimiser), most of it PyTorch's: autograd hands every
 Parameter its gradient. Optimisers cost the same per Parameter, whoever computed the gradients.
 
 ## {BLOCKS} blocks of 4 x (Linear, LayerNorm, SiLU) and a skip, w = {WIDE}
