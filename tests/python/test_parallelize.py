@@ -562,6 +562,18 @@ def test_every_kind_of_hook(kind: str, stack: bool) -> None:
     assert len(seen) == 1
 
 
+def test_hooks_of_inner_sequentials_fire() -> None:
+    inner = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(9)]
+    net, plain = parallel(nn.Sequential(*inner).double())
+    assert calls(net, X) == ["mlp"]
+    seen: list[Tensor] = []
+    net[4].register_forward_hook(lambda module, args, output: seen.append(output))
+    with pytest.warns(RuntimeWarning, match="Sequential in .* has hooks"):
+        output = net(X)
+    assert_close([output, *seen], [plain(X), plain[:5](X)])
+    assert calls(net, X) == ["mlp", "mlp"]
+
+
 def test_hooks_for_all_modules_of_the_process() -> None:
     net, _ = parallel(mlp())
     seen: list[nn.Module] = []

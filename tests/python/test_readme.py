@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from torch_deeppcr.parallel import reading
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -34,5 +35,5 @@ def test_snippets(process_group, tmp_path, monkeypatch, capsys):
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
     shown = capsys.readouterr().out
-    assert "2-1001" in shown or "1-1000: a chain of 500 steps, kind mlp, width 16" in shown
+    assert "1-1000: a chain of 500 steps, kind mlp, width 16, parameters stacked" in shown
     assert "torch.Size([8, 16])" in shown
