@@ -284,7 +284,8 @@ def test_the_slow_ones_stop_earlier():
     options = Options(slow_steps=50)
     last = {name: contender.last_step(options, 200) for name, contender in CONTENDERS.items()}
     slow = {"pytorch": 50, "reordered": 20, "paper": 5}
-    assert last == {"compiled": 200, "deeppcr": 200, "auto": 200, "shallow": 200, **slow}
+    others = ("compiled", "deeppcr", "parallelized", "auto", "shallow")
+    assert last == dict.fromkeys(others, 200) | slow
     assert CONTENDERS["pytorch"].last_step(options, 30) == 30
     assert CONTENDERS["paper"].last_step(options, 30) == 3
     assert CONTENDERS["paper"].last_step(options, 1) == 1
@@ -446,9 +447,9 @@ def test_peak_memory_sees_what_came_and_went():
     del before
     memory = PeakMemory("cpu")
     assert memory.peak() < 8 * 2**20
-    block = torch.ones(2**23)
+    block = torch.ones(2**24)  # more than the C library ever keeps for later
     del block
-    assert 28 * 2**20 < memory.peak() < 48 * 2**20
+    assert 56 * 2**20 < memory.peak() < 80 * 2**20
 
 
 # ---- options ------------------------------------------------------------------------------------
