@@ -7,6 +7,8 @@ but for the whole program (tqdm, matplotlib).
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gzip
 import json
 import os
@@ -445,11 +447,13 @@ def test_the_schedule_rises_to_the_peak_and_falls_to_nothing():
 def test_peak_memory_sees_what_came_and_went():
     before = torch.ones(2**24)  # an earlier peak, which does not count
     del before
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # nor does what other tests of this process left behind
     memory = PeakMemory("cpu")
     assert memory.peak() < 8 * 2**20
-    block = torch.ones(2**24)  # more than the C library ever keeps for later
+    block = torch.ones(2**23)
     del block
-    assert 56 * 2**20 < memory.peak() < 80 * 2**20
+    assert 28 * 2**20 < memory.peak() < 48 * 2**20
 
 
 # ---- options ------------------------------------------------------------------------------------
