@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = page(record)
     print(text)
     given.out.mkdir(parents=True, exist_ok=True)
-    stem = given.out / file_stem("dropin", "cpu")
+    stem = given.out / file_stem("dropin", record["setting"]["device"])
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(text)
     for error in record["errors"]:
