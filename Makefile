@@ -48,7 +48,12 @@ $(done)/test $(done)/demo $(done)/lint $(done)/bench: $(done)/%: pyproject.toml 
 	$(py) -m pip install 'torch-deeppcr[$*]'
 	@touch $@
 
-env: $(done)/tools $(done)/test $(done)/demo $(done)/lint $(done)/bench ## the environment with everything that the targets below need
+# Without its dependencies: torchvision would bring another torch.  The tests need timm's models alone.
+$(done)/timm: $(done)/test
+	$(py) -m pip install --no-deps 'timm>=1.0'
+	@touch $@
+
+env: $(done)/tools $(done)/test $(done)/timm $(done)/demo $(done)/lint $(done)/bench ## the environment with everything that the targets below need
 
 build: $(done)/package ## build the package and install it into the environment
 
@@ -57,11 +62,12 @@ build: $(done)/package ## build the package and install it into the environment
 demo: $(done)/package $(done)/demo ## train a ResNet of 1024 blocks on MNIST, against PyTorch; results in build/demo
 	$(py) examples/resnet1024/train.py --out build/demo $(ARGS)
 
-# Both programs run, whatever the first one finds.
+# All programs run, whatever the first one finds.
 bench: $(done)/package $(done)/bench ## verify, then time against everybody, and count sweeps; ARGS=--full for all of it
 	status=0; \
 	OMP_WAIT_POLICY=passive $(py) benchmarks/bench.py $(ARGS) || status=1; \
 	$(py) benchmarks/sweeps.py $(ARGS) || status=1; \
+	OMP_WAIT_POLICY=passive $(py) benchmarks/dropin.py $(ARGS) || status=1; \
 	exit $$status
 
 # ---- tests ------------------------------------------------------------------------------------------------
@@ -84,7 +90,7 @@ test-example: test-c
 	done
 
 # The pytest program, not python -m pytest: that would import the source tree, which has no native library.
-test-python: $(done)/package $(done)/test $(done)/demo
+test-python: $(done)/package $(done)/test $(done)/timm $(done)/demo
 	$(VENV)/bin/pytest $(ARGS)
 
 test-asan test-tsan: test-%: $(done)/tools

@@ -35,8 +35,8 @@ def imported(*names: str) -> list:
         sys.modules.update(others)
 
 
-bench, page, problems, record, sweeps, timing = imported(
-    "bench", "page", "problems", "record", "sweeps", "timing"
+bench, dropin, page, problems, record, sweeps, timing = imported(
+    "bench", "dropin", "page", "problems", "record", "sweeps", "timing"
 )
 EVERYONE = {each.name: each for each in bench.contenders.everyone()}
 TINY = "--rounds 2 --compiled none --device cpu".split()
@@ -315,3 +315,20 @@ def test_what_does_not_converge_has_checks_of_its_own():
     assert "bit-equal" in line
     (line,) = failing(NORMED, equal=True)
     assert "adaptive converges wherever" in line and "not: pre-norm" in line
+
+
+def test_dropin_verifies_and_says_what_it_saw(tmp_path, monkeypatch, capsys):
+    small = {"LENGTH": 20, "BLOCKS": 20, "WIDE": 8, "measure_setup": lambda: {"nothing": 1.0}}
+    for name, value in small.items():
+        monkeypatch.setattr(dropin, name, value)
+    assert dropin.main(["--out", str(tmp_path)]) == 0
+    (text,) = (path.read_text() for path in tmp_path.glob("dropin-*.md"))
+    rows = [line for line in text.splitlines() if line.startswith("| training step, ")]
+    assert len(rows) == len(dropin.OPTIMIZERS) and all(" ms (" in row for row in rows)
+    (numbers,) = (json.loads(path.read_text()) for path in tmp_path.glob("dropin-*.json"))
+    assert list(numbers["wide"]) == ["B = 1, forward", "B = 1, forward + backward"]
+
+    forward = dropin.dpcr.nn.MLPChain.forward
+    monkeypatch.setattr(dropin.dpcr.nn.MLPChain, "forward", lambda *a: 1.1 * forward(*a))
+    assert dropin.main(["--out", str(tmp_path)]) == 1
+    assert "WRONG MLPChain is wrong by 1.0e-01" in capsys.readouterr().err

@@ -197,6 +197,31 @@ def test_blocks_of_several_layers(stack: bool) -> None:
     assert_same(net, plain, X)
 
 
+class Inner(nn.Module):
+    """A block that is itself made of an nn.Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = stack_of(4, 6, nn.Tanh)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+@each_face
+def test_sequentials_inside_of_steps_are_not_chains_of_their_own(stack: bool) -> None:
+    def describe(block: Inner) -> dpcr.steps.Step:
+        return dpcr.steps.layers([(linear, None) for linear in block.layers[::2]], "tanh")
+
+    dpcr.register_block(Inner, describe)
+    net, plain = parallel(
+        nn.Sequential(*(Inner() for _ in range(8))).double(), stack=stack, segments=8
+    )
+    assert [c.path for c in dpcr.report(net).chains] == ["0-7"]
+    assert calls(net, X) == ["layers"] and type(net[0].layers) is nn.Sequential
+    assert_same(net, plain, X)
+
+
 class Raw(nn.Module):
     """An Euler step with bare Parameters."""
 
@@ -535,6 +560,18 @@ def test_every_kind_of_hook(kind: str, stack: bool) -> None:
     with pytest.warns(RuntimeWarning, match="has hooks"):
         assert_same(net, plain, torch.randn(3, 4, dtype=torch.float64))
     assert len(seen) == 1
+
+
+def test_hooks_of_inner_sequentials_fire() -> None:
+    inner = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(9)]
+    net, plain = parallel(nn.Sequential(*inner).double())
+    assert calls(net, X) == ["mlp"]
+    seen: list[Tensor] = []
+    net[4].register_forward_hook(lambda module, args, output: seen.append(output))
+    with pytest.warns(RuntimeWarning, match="Sequential in .* has hooks"):
+        output = net(X)
+    assert_close([output, *seen], [plain(X), plain[:5](X)])
+    assert calls(net, X) == ["mlp", "mlp"]
 
 
 def test_hooks_for_all_modules_of_the_process() -> None:

@@ -7,6 +7,8 @@ but for the whole program (tqdm, matplotlib).
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gzip
 import json
 import os
@@ -284,7 +286,8 @@ def test_the_slow_ones_stop_earlier():
     options = Options(slow_steps=50)
     last = {name: contender.last_step(options, 200) for name, contender in CONTENDERS.items()}
     slow = {"pytorch": 50, "reordered": 20, "paper": 5}
-    assert last == {"compiled": 200, "deeppcr": 200, "auto": 200, "shallow": 200, **slow}
+    others = ("compiled", "deeppcr", "parallelized", "auto", "shallow")
+    assert last == dict.fromkeys(others, 200) | slow
     assert CONTENDERS["pytorch"].last_step(options, 30) == 30
     assert CONTENDERS["paper"].last_step(options, 30) == 3
     assert CONTENDERS["paper"].last_step(options, 1) == 1
@@ -444,6 +447,8 @@ def test_the_schedule_rises_to_the_peak_and_falls_to_nothing():
 def test_peak_memory_sees_what_came_and_went():
     before = torch.ones(2**24)  # an earlier peak, which does not count
     del before
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # nor does what other tests of this process left behind
     memory = PeakMemory("cpu")
     assert memory.peak() < 8 * 2**20
     block = torch.ones(2**23)

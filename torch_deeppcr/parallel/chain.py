@@ -17,7 +17,7 @@ from .. import _chain, _planner
 from .._plan import Solver
 from .._planner import Planner
 from .._solve import Call
-from .._transforms import forward_ad_active, func_active
+from .._transforms import autocast_enabled, forward_ad_active, func_active
 from .reading import Part
 from .stack import Stack, position
 from .steps import RUN, Slot, shape_column
@@ -95,11 +95,11 @@ class Chain:
             return False
         if input.layout is not torch.strided or input.is_nested or hasattr(input, "device_mesh"):
             return False
-        return _chain.native(input) or torch.is_autocast_enabled(input.device.type)
+        return _chain.native(input) or autocast_enabled(input)
 
     def _read(self, input: Tensor) -> tuple[tuple[Tensor | None, ...], tuple[bool, ...]] | None:
         """Parameters and frozen steps; None where the loop is right, or is faster."""
-        autocast = torch.is_autocast_enabled(input.device.type)
+        autocast = autocast_enabled(input)
         read: list[Tensor | None] = []
         own: list[list[Tensor]] = []  # parameters that are not stacked, column by column
         for index, column in enumerate(self.columns):

@@ -44,7 +44,7 @@ class Program:
             else:
                 self.items.extend(part.units[0].modules)
         opened = [module for module in container.modules() if type(module) is nn.Sequential]
-        self.guard = Guard([container, *opened], _watched(parts))
+        self.guard = Guard([container, *opened], [*_watched(parts), *opened])
 
     @property
     def chains(self) -> list[Chain]:
@@ -91,8 +91,8 @@ class Parallel(nn.Module):
     def _run(self, input: Any) -> Any:
         if sequential_wanted() or (not torch.compiler.is_compiling() and global_hooks()):
             with unbound(set(self._stacks)):
-                for leaf in leaves(self):
-                    input = leaf.module(input)
+                for module in self._modules.values():
+                    input = module(input)  # type: ignore[misc]
             return input
         for item in self._current().items:
             input = item(input)

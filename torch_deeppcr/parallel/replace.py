@@ -13,7 +13,7 @@ from .. import _checks
 from .._plan import Solver, SolverOptions, solver_of
 from .applied import NotInOrder, check_iteration, check_order
 from .containers import Parallel, ParallelModuleList, convert, restore, stack_parts
-from .reading import Part, active_dropout, is_dropout, leaves, touched
+from .reading import Part, active_dropout, is_dropout, touched
 from .stack import can_stack
 from .steps import Slot
 
@@ -73,9 +73,7 @@ def parallelize(
     try:
         for path in lists:
             _convert_list(net, path, stack, example_inputs, solver)
-        for path, sequential in list(_sequentials(net)):
-            convert(sequential, path, solver)
-            make_parallel(net, sequential, stack)
+        _convert_sequentials(net, net, "", stack, solver)
     except BaseException:
         unparallelize(net)
         raise
@@ -103,20 +101,23 @@ def unparallelize(net: Module) -> Module:
     return net
 
 
-def make_parallel(net: nn.Module, container: Any, stack: bool) -> None:
+def make_parallel(net: nn.Module, container: Any, stack: bool) -> list[Part]:
     """Reads a converted container; without chains it becomes plain again."""
     parts = container._read(training=False, strict=True)
     runs = [part for part in parts if part.is_run]
     if not runs:
         restore(container)
-        return
+        return parts
     for part in runs:
         _check_segments(container, part)
+    pieces = list(_uniform(runs)) if stack else runs
     if stack:
         outside = references(net)
-        stack_parts(container, [run for run in _uniform(runs) if not why_not_stacked(run, outside)])
+        stack_parts(container, [run for run in pieces if not why_not_stacked(run, outside)])
+    uncut = [len(run.units) for run in pieces] == [len(run.units) for run in runs]
     drops = any(map(active_dropout, container.modules()))
-    container._refresh(None if drops or container._stacks else parts)
+    container._refresh(parts if uncut and not drops else None)
+    return parts
 
 
 def _require_module(net: object) -> None:
@@ -134,17 +135,20 @@ def _check_segments(container: Any, part: Part) -> None:
         raise ValueError(f"{container._where}{part.span}: {error}") from None
 
 
-def _sequentials(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Outermost nn.Sequentials with their paths, as prefixes; also those inside of their leaves."""
+def _convert_sequentials(
+    net: nn.Module, module: nn.Module, path: str, stack: bool, solver: SolverOptions
+) -> None:
+    """Outermost nn.Sequentials of a module, and those inside of what stays alone in them."""
     if isinstance(module, Parallel):
         return
-    if type(module) is nn.Sequential and "forward" not in vars(module):
-        yield path, module
-        for leaf in leaves(module):
-            yield from _sequentials(leaf.module, f"{path}{leaf.path}.")
+    if type(module) is not nn.Sequential or "forward" in vars(module):
+        for name, child in module.named_children():
+            _convert_sequentials(net, child, f"{path}{name}.", stack, solver)
         return
-    for name, child in module.named_children():
-        yield from _sequentials(child, f"{path}{name}.")
+    convert(module, path, solver)
+    parts = make_parallel(net, module, stack)
+    for leaf in (leaf for part in parts if not part.is_run for leaf in part.units[0].leaves):
+        _convert_sequentials(net, leaf.module, f"{path}{leaf.path}.", stack, solver)
 
 
 # ---- stacking -----------------------------------------------------------------------------------
