@@ -91,7 +91,7 @@ test-example: test-c
 
 # The pytest program, not python -m pytest: that would import the source tree, which has no native library.
 test-python: $(done)/package $(done)/test $(done)/timm $(done)/demo
-	$(VENV)/bin/pytest $(ARGS)
+	$(VENV)/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 test-asan test-tsan: test-%: $(done)/tools
 	cmake --preset $*
