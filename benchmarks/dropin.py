@@ -78,14 +78,14 @@ def faces(plain: nn.Sequential) -> dict[str, nn.Module]:
 
 
 def wide_contenders(plain: nn.Sequential) -> dict[str, nn.Module]:
-    def parallel(**options: Any) -> nn.Module:
+    def stacked(**options: Any) -> nn.Module:
         return dpcr.parallelize(copy.deepcopy(plain), stack=True, **options)
 
     return {
         "modules": plain,
-        "parallelize": parallel(),
-        "segments=1": parallel(segments=1),
-        "segments=16": parallel(segments=16),
+        "as planned": stacked(),
+        "segments=1": stacked(segments=1),
+        "segments=16": stacked(segments=16),
     }
 
 
@@ -230,9 +230,9 @@ Parameter its gradient. Optimisers cost the same per Parameter, whoever computed
 
 {ratios(record["wide"])}
 
-`parallelize` plans by itself: on so few threads one segment, and the modules' own loop where
-matrix products decide. `segments=16` has the identity in place of Jacobians, as "auto" is at this
-width; forward takes {record["sweeps"]} sweeps.
+All with `stack=True`. Unasked, `parallelize` leaves layers as wide as this to their loop, unless
+they are frozen: with Parameters stacked only inference gains. `segments=16` has the identity in
+place of Jacobians ("auto" at this width); forward takes {record["sweeps"]} sweeps.
 
 ## Once
 

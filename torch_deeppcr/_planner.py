@@ -42,12 +42,17 @@ _ASSUMED_PICARD = 15
 FEWEST_THREADS = math.ceil(MARGIN * (_ASSUMED_SWEEPS + 2) / 3)
 
 
-#: Where the operator is as fast as modules called one by one, on one thread: the shortest chain, in
-#: inference and in training; the work of a step, B w^2, from which PyTorch's matrix products are as
-#: fast; and the width from which gradients, fresh memory in every step, decide.
+#: Where the operator takes the place of modules that could be called one by one.  Measured on one
+#: thread, w from 16 to 384, B of 1, 32, 256: the shortest chain, in inference and in training;
 SHORTEST = (4, 6)
+#: the work of a step, B w h, from which PyTorch's matrix products are as fast;
 WORK = (2**24, 2**23)
-WIDEST_TRAINED = 512
+#: elements of a weight: the most that are worth stacking anew in every call (w = 64 gains 1.2 to
+#: 3.5 times, w = 128 loses up to 2.6 times),
+WIDEST_PACKED = 2**13
+#: and the most whose gradients are worth being stacked, fresh memory in every step (w = 128 gains 1
+#: to 1.5 times, w = 256 loses up to 1.3 times).
+WIDEST_STACKED = 2**15
 
 
 class Problem(NamedTuple):
@@ -96,11 +101,17 @@ def cost(problem: Problem, segments: int, sweeps: Sweeps) -> float:
     return work / max(min(problem.threads, tiles * segments), 1) + starts * START
 
 
-def native_pays(length: int, width: int, batch: int, gradients: bool) -> bool:
-    """Whether the operator takes the place of modules that could be called one by one."""
-    if length < SHORTEST[gradients] or batch * width * width >= WORK[gradients]:
+def native_pays(length: int, elements: int, batch: int, gradients: bool, stacked: bool) -> bool:
+    """Whether the operator takes the place of modules that could be called one by one.
+
+    elements: of one weight, w h.  stacked: whether there are stacked Parameters, whose rows the
+    modules can only use as views: training then costs the loop more than it costs the operator.
+    """
+    if length < SHORTEST[gradients]:
         return False
-    return not gradients or width < WIDEST_TRAINED
+    if stacked and gradients:
+        return True
+    return (stacked or elements <= WIDEST_PACKED) and batch * elements < WORK[gradients]
 
 
 class Planner:

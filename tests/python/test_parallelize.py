@@ -439,13 +439,28 @@ def test_one_step_alone_is_no_chain() -> None:
     assert [m.reason for m in dpcr.report(net).left] == ["one step alone is not worth an operator"]
 
 
-def test_short_and_wide_chains_run_the_loop_unless_asked() -> None:
-    for depth, width, batch in ((3, 6, 5), (8, 512, 64)):
-        plain = stack_of(depth, width, nn.Tanh, dtype=torch.float32)
-        input = torch.randn(batch, width)
-        net, _ = parallel(plain)
-        assert calls(net, input) == [] and torch.equal(net(input), plain(input))
-        assert calls(dpcr.parallelize(net, segments=1), input) == ["mlp"]
+@pytest.mark.parametrize("depth, width, batch", [(3, 6, 5), (8, 96, 1), (8, 64, 4096)])
+def test_short_and_wide_chains_run_the_loop_unless_asked(
+    depth: int, width: int, batch: int
+) -> None:
+    plain = stack_of(depth, width, nn.Tanh, dtype=torch.float32)
+    input = torch.randn(batch, width)
+    net, _ = parallel(plain)
+    assert calls(net, input) == [] and torch.equal(net(input), plain(input))
+    assert calls(dpcr.parallelize(net, segments=1), input) == ["mlp"]
+
+
+def test_wide_layers_that_train_are_not_stacked_unless_asked() -> None:
+    plain = stack_of(8, 256, nn.Tanh, dtype=torch.float32)
+    net, _ = parallel(plain, stack=True)
+    (chain,) = dpcr.report(net).chains
+    assert not chain.stacked and chain.note.startswith("so wide that training is faster")
+    input = torch.randn(2, 256)
+    assert calls(net, input) == [] and torch.equal(net(input), plain(input))
+    assert dpcr.report(dpcr.parallelize(net, stack=True, segments=1)).chains[0].stacked
+    frozen = dpcr.parallelize(net.requires_grad_(False), stack=True)
+    assert dpcr.report(frozen).chains[0].stacked and calls(frozen, input) == ["mlp"]
+    assert calls(frozen, torch.randn(512, 256)) == []
 
 
 # ---- report, unparallelize, sequential ----------------------------------------------------------

@@ -60,7 +60,8 @@ class Chain:
         assert first is not None
         self.step, self.path, self.length = first, where + part.span, len(part.units)
         self.modules = [module for unit in part.units for module in unit.modules]
-        self.width, self.solver, self.planner = first.width, solver, planner
+        self.width, self.elements = first.width, first.elements
+        self.solver, self.planner = solver, planner
         steps = [unit.step for unit in part.units]
         self.columns = [
             None if row is None else Column([s for step in steps for s in step.rows[index]])  # type: ignore[union-attr]
@@ -131,7 +132,7 @@ class Chain:
         if self.solver.segments != "auto" or torch.compiler.is_compiling():
             return True
         batch = input.numel() // max(self.width, 1)
-        return _planner.native_pays(self.length, self.width, batch, training)
+        return _planner.native_pays(self.length, self.elements, batch, training, self.stacked)
 
     def _frozen(self, columns: list[list[Tensor]]) -> tuple[bool, ...]:
         """Steps none of whose parameters wants a gradient; empty where there are none, or all."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import _checks
 from .._plan import Solver, SolverOptions, solver_of
+from .._planner import WIDEST_STACKED
 from .applied import NotInOrder, check_iteration, check_order
 from .containers import Parallel, ParallelModuleList, convert, restore, stack_parts
 from .reading import Part, active_dropout, is_dropout, touched
@@ -48,7 +49,9 @@ def parallelize(
         net: any module.
         stack: whether the parameters of every chain become a few stacked Parameters, before an
             optimiser is built: autograd and optimisers then handle those alone, which is most of
-            the time of a training step.  ``parameters()`` changes, ``state_dict`` does not.
+            the time of a training step.  ``parameters()`` changes, ``state_dict`` does not.  Layers
+            wider than 181 (w h > 2^15) are stacked only if they are frozen, or if ``segments`` is
+            given: training is faster without.
         chain: path of an `nn.ModuleList` (or several) whose owner applies its blocks one after
             another, ``for block in self.blocks: x = block(x)``.  That is checked, by `torch.fx`
             where it can read the owner's forward, and its blocks must all be equal steps.
@@ -113,7 +116,9 @@ def make_parallel(net: nn.Module, container: Any, stack: bool) -> list[Part]:
     pieces = list(_uniform(runs)) if stack else runs
     if stack:
         outside = references(net)
-        stack_parts(container, [run for run in pieces if not why_not_stacked(run, outside)])
+        asked = solver_of(container._options).segments != "auto"
+        fitting = [run for run in pieces if not why_not_stacked(run, outside, asked)]
+        stack_parts(container, fitting)
     uncut = [len(run.units) for run in pieces] == [len(run.units) for run in runs]
     drops = any(map(active_dropout, container.modules()))
     container._refresh(parts if uncut and not drops else None)
@@ -169,8 +174,16 @@ def _uniform(runs: list[Part]) -> Iterator[Part]:
         yield from (piece for piece in pieces if piece.is_run)
 
 
-def why_not_stacked(run: Part, outside: Counter[int]) -> str:
-    """The reason why the parameters of a run stay with their layers; empty: there is none."""
+def why_not_stacked(run: Part, outside: Counter[int], asked: bool) -> str:
+    """The reason why the parameters of a run stay with their layers; empty: there is none.
+
+    asked: the user says how many segments, so the chain runs as an operator in any case.
+    """
+    first = run.units[0].step
+    assert first is not None
+    trains = any(slot.read().requires_grad for slot in first.slots())
+    if trains and not asked and first.elements > WIDEST_STACKED:
+        return "so wide that training is faster on the layers' own parameters"
     slots: list[Slot] = []
     for unit in run.units:
         assert unit.step is not None

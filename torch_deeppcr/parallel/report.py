@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from .._plan import solver_of
 from .containers import Parallel
 from .reading import Leaf, Part, Reader, sharded
 from .replace import references, why_not_stacked
@@ -90,7 +91,8 @@ class _Collector:
     def visit(self, module: nn.Module, path: str) -> None:
         if isinstance(module, Parallel):
             module._current()
-            self._parts(module._read(), path, parallel=True)
+            asked = solver_of(module._options).segments != "auto"
+            self._parts(module._read(), path, parallel=True, asked=asked)
         elif type(module) is nn.Sequential:
             reader = Reader(path, training=False, strict=False, accept=Verifier().check)
             self._parts(reader.read(module), path, parallel=False)
@@ -106,12 +108,12 @@ class _Collector:
             for name, child in module.named_children():
                 self.visit(child, f"{path}{name}.")
 
-    def _parts(self, parts: list[Part], path: str, parallel: bool) -> None:
+    def _parts(self, parts: list[Part], path: str, parallel: bool, asked: bool = False) -> None:
         for part in parts:
             step = part.units[0].step
             if part.is_run and parallel and step is not None:
                 stacked = all(position(slot.owner, slot.name) for slot in step.slots())
-                note = "" if stacked else why_not_stacked(part, self.references)
+                note = "" if stacked else why_not_stacked(part, self.references, asked)
                 self.chains.append(
                     ChainReport(
                         path + part.span, step.kind.name, len(part.units), step.width, stacked, note

@@ -77,10 +77,18 @@ class Step:
 
     @property
     def width(self) -> int:
-        """w: of a weight (.., w), and W1 of every kind is the first row."""
+        """w: W1 of every kind is (.., w), and the first row."""
+        return self._weight().shape[-1]
+
+    @property
+    def elements(self) -> int:
+        """Of one weight."""
+        return self._weight().numel()
+
+    def _weight(self) -> Tensor:
         row = self.rows[0]
         assert row is not None
-        return row[0].read().shape[-1]
+        return row[0].read()
 
 
 #: Runs a chain of a kind: (call, input, stacked parameters, options).
