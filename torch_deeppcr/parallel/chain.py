@@ -100,32 +100,32 @@ class Chain:
 
     def _read(self, input: Tensor) -> tuple[tuple[Tensor | None, ...], tuple[bool, ...]] | None:
         """Parameters and frozen steps; None where the loop is right, or is faster."""
-        autocast = autocast_enabled(input)
-        read: list[Tensor | None] = []
-        own: list[list[Tensor]] = []  # parameters that are not stacked, column by column
-        for index, column in enumerate(self.columns):
-            if column is None:
-                read.append(None)
-                continue
-            if column.stack is not None:
-                stacked: Tensor | None = column.read_stacked()
-            else:
-                own.append(column.parameters())
-                if not autocast and {p.dtype for p in own[-1]} != {input.dtype}:
-                    return None  # not torch.stack's promotion, but the loop's error
-                stacked = _stack(own[-1])
-            if stacked is None or hasattr(stacked, "device_mesh"):
-                return None
-            if stacked.device != input.device:
-                return None
-            read.append(shape_column(self.step, index, stacked))
-        if not torch.is_grad_enabled():
-            training = False
-        else:
-            training = input.requires_grad or any(p is not None and p.requires_grad for p in read)
+        whole = [
+            column.read_stacked() if column and column.stack else None for column in self.columns
+        ]
+        own = [c.parameters() if c and not c.stack else [] for c in self.columns]
+        training = torch.is_grad_enabled() and (
+            input.requires_grad
+            or any(tensor is not None and tensor.requires_grad for tensor in whole)
+            or any(parameter.requires_grad for parameters in own for parameter in parameters)
+        )
         if not self._pays(input, training):
             return None
-        return tuple(read), self._frozen(own) if training and own else ()
+        autocast = autocast_enabled(input)
+        read: list[Tensor | None] = []
+        for index, (stacked, parameters) in enumerate(zip(whole, own, strict=True)):
+            if self.columns[index] is None:
+                read.append(None)
+                continue
+            if parameters:
+                if not autocast and {p.dtype for p in parameters} != {input.dtype}:
+                    return None  # not torch.stack's promotion, but the loop's error
+                stacked = _stack(parameters)
+            if stacked is None or hasattr(stacked, "device_mesh") or stacked.device != input.device:
+                return None
+            read.append(shape_column(self.step, index, stacked))
+        frozen = self._frozen([parameters for parameters in own if parameters]) if training else ()
+        return tuple(read), frozen
 
     def _pays(self, input: Tensor, training: bool) -> bool:
         """Always where segments are given, and in graphs: the loop takes minutes to compile."""
@@ -136,7 +136,7 @@ class Chain:
 
     def _frozen(self, columns: list[list[Tensor]]) -> tuple[bool, ...]:
         """Steps none of whose parameters wants a gradient; empty where there are none, or all."""
-        if func_active() or forward_ad_active():
+        if not columns or func_active() or forward_ad_active():
             return ()
         wanted = [False] * self.length
         for parameters in columns:
