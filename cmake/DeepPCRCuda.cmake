@@ -34,7 +34,7 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 enable_language(CUDA)
 
 # -Wpedantic and -Wconversion would find what nvcc generates; tests/cuda_on_host compiles the sources with them.
-file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/pcr/cuda/*.cu)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/pcr/cuda/*.cu csrc/ops/cuda/*.cu)
 add_library(deeppcr_cuda SHARED ${cuda_sources})
 target_include_directories(deeppcr_cuda PRIVATE csrc csrc/pcr
     INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
