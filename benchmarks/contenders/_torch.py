@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contenders in PyTorch: a function of leaves, its pass, its result."""
+"""Contenders in PyTorch: a function of leaves, its pass, its result; a pass in a CUDA graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from problems import Problem
+from problems import BACKWARD, FORWARD, LEARNING_RATE, STEP, Problem
 from torch import Tensor, nn
 
 from . import Run
@@ -15,10 +16,13 @@ COMPILER = {
     "cpp_wrapper": True,  # faster than the default wrapper in Python
     "compile_threads": 1,  # no pool of processes
 }
+"""On the CPU; on a GPU the defaults are."""
+WARM_UPS = 3
 
 
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, fullgraph=True, dynamic=False, options=COMPILER)
+def compiled(function: Callable[..., Tensor], problem: Problem) -> Callable[..., Tensor]:
+    options = COMPILER if problem.device == "cpu" else None
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 
 def run_function(problem: Problem, function: Callable[..., Tensor]) -> Run:
@@ -37,24 +41,79 @@ def run_module(
 def _run(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]) -> Run:
     for leaf in leaves:
         leaf.requires_grad_(problem.trains)
+    make = {FORWARD: _forward, BACKWARD: _backward}.get(problem.run, _train)
+    call, read = make(problem, function, leaves)
+    return Run(call, lambda: read(call()), read=read)
 
-    def forward() -> Tensor:
-        return function(*leaves)
+
+Pass = tuple[Callable[[], Any], Callable[[Any], list[Tensor]]]
+"""The call, and what makes results of what it returns."""
+
+
+def _forward(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]) -> Pass:
+    return lambda: function(*leaves), lambda output: [output.clone()]
+
+
+def _backward(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]) -> Pass:
+    output = function(*leaves)
+
+    def backward() -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(
+            output, leaves, problem.gradient, retain_graph=True, allow_unused=True
+        )
+
+    return backward, lambda gradients: stacked(gradients, problem)
+
+
+def _train(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]) -> Pass:
+    """Forward and backward, and in a training step the optimiser."""
+    steps = problem.run == STEP
+    optimizer = torch.optim.SGD(leaves[1:], LEARNING_RATE) if steps else None
 
     def train() -> Tensor:
         for leaf in leaves:
             leaf.grad = None
         output = function(*leaves)
         output.backward(problem.gradient)
+        if optimizer is not None:
+            optimizer.step()
         return output
 
-    def results() -> list[Tensor]:
-        if not problem.trains:
-            return [forward().clone()]
-        output = train().detach().clone()
-        return [output, *stacked((leaf.grad for leaf in leaves), problem)]
+    def read(output: Tensor) -> list[Tensor]:
+        copied = output.detach().clone()
+        return [copied, *stacked((leaf.grad for leaf in leaves), problem)]
 
-    return Run(train if problem.trains else forward, results)
+    return train, read
+
+
+def captured(make: Callable[[], Run], calls: int = 1) -> Run:
+    """The run that `make` prepares, recorded in a CUDA graph, so many times in a row.
+
+    It is prepared on the stream that is recorded, because backward runs on the stream of its
+    forward pass.  As torch.cuda.graph asks for: warm up on that stream, then record.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run = make()
+        for _ in range(WARM_UPS):
+            run.call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            recorded = run.call()
+
+    def replay() -> Any:
+        graph.replay()
+        return recorded, run  # and so its leaves, which the graph reads, live as long as this
+
+    def results() -> list[Tensor]:
+        graph.replay()
+        assert run.read is not None
+        return run.read(recorded)
+
+    return Run(replay, results)
 
 
 def stacked(gradients: Iterable[Tensor | None], problem: Problem) -> list[Tensor]:
