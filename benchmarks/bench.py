@@ -153,6 +153,7 @@ def tried(
         # Whatever it is, the others go on, and the record says who failed and how.
         return told(reason)
     allowed = min((OUR_SLACK if contender.ours else SLACK) * own, HOPELESS)
+    allowed *= KINDS[problem.kind].slack
     known = distance if math.isfinite(distance) else None
     return run, Entry(known, allowed, first_call, notes=notes)
 

@@ -31,6 +31,7 @@ import gpu_page
 import limits
 import plots
 import torch
+import torch._functorch.config
 import tune
 from bench import DeviceLost, Suite, require_device, told, verified
 from contenders import Contender, Run
@@ -51,10 +52,11 @@ RIVALS = (
 )
 OWN = (OURS, "deeppcr S=1", "deeppcr S=L")
 FIXED = (8, 16, 32, 64, 128, 256)
+CHAINS = ("normal", "mlp", "prenorm")
 WIDTHS = (4, 16, 8, 32, 64, 2, 128)
-"""The important ones first, as in the next two."""
+"""The important ones first, as in the next three."""
 BATCHES = (1, 16, 256)
-LENGTHS = (4096, 256, 16384, 64)
+LENGTHS = (256, 4096, 16384, 64)
 """Besides 1024."""
 ALL = (FORWARD, BACKWARD, TRAIN, STEP)
 REPLAYS = 8
@@ -69,34 +71,42 @@ HEAVY = 2**27
 def sizes(
     kind: str, lengths: Sequence[int], widths: Sequence[int], batches: Sequence[int]
 ) -> list[tuple[str, int, int, int]]:
-    return [(kind, length, w, b) for b in batches for length in lengths for w in widths]
+    """Without those that nobody can verify: a LayerNorm of two numbers is a step function."""
+    every = itertools.product([kind], lengths, widths, batches)
+    found = [size for size in every if size[0] != "prenorm" or size[2] > 2]
+    return sorted(found, key=lambda size: (batches.index(size[3]), lengths.index(size[1])))
 
 
-def passes(kind: str, length: int, full: bool) -> tuple[str, ...]:
+def passes(kind: str, length: int, batch: int, full: bool) -> tuple[str, ...]:
     """A recurrence has nothing to be trained."""
     if KINDS[kind].step is None:
         return (FORWARD, BACKWARD, TRAIN)
-    return ALL if full or length in (1024, 64) else (FORWARD, BACKWARD)
+    return ALL if full or (length in (1024, 64) and batch == 1) else (FORWARD, BACKWARD)
 
 
 def grid(full: bool) -> list[Problem]:
-    chains = ("normal", "mlp", "prenorm")
+    narrow, rest = WIDTHS[:2], LENGTHS
     order = [
-        *(size for kind in chains for size in sizes(kind, [1024], [4, 16], [1])),
+        *(size for kind in CHAINS for size in sizes(kind, [1024], narrow, [1])),
         ("dense", 1024, 4, 1),
         ("diagonal", 1024, 16, 1),
         ("normal", 64, 16, 1),
+        *sizes("normal", [1024], WIDTHS, [1]),
+        *sizes("normal", rest, narrow, [1]),
         *sizes("normal", [1024], WIDTHS, BATCHES),
-        *sizes("prenorm", [1024], WIDTHS, [1]),
+        *(size for kind in CHAINS[1:] for size in sizes(kind, [1024], WIDTHS, [1])),
         *sizes("dense", [16384, 4096], [4], [1, 16]),
         *sizes("diagonal", [16384, 4096], [16], [1, 16]),
-        *sizes("normal", LENGTHS, WIDTHS, BATCHES),
+        *sizes("normal", rest, WIDTHS, BATCHES),
+        *sizes("prenorm", rest, narrow, [1]),
         *sizes("prenorm", [1024], WIDTHS, BATCHES),
-        *sizes("prenorm", LENGTHS, [4, 16, 64], [1]),
-        *(sizes("prenorm", LENGTHS, WIDTHS, BATCHES) if full else []),
-        *(sizes("mlp", [1024, *LENGTHS], WIDTHS, BATCHES) if full else []),
+        *(s for kind in CHAINS[1:] if full for s in sizes(kind, [1024, *rest], WIDTHS, BATCHES)),
     ]
-    return [Problem(*size, run) for size in dict.fromkeys(order) for run in passes(*size[:2], full)]
+    return [
+        Problem(kind, length, width, batch, run)
+        for kind, length, width, batch in dict.fromkeys(order)
+        for run in passes(kind, length, batch, full)
+    ]
 
 
 def compiled_at(problem: Problem, full: bool) -> bool:
@@ -274,7 +284,8 @@ def parse_problem(text: str) -> list[Problem]:
     if kind not in KINDS or min(length, width, batch) < 1:
         listed = ", ".join(KINDS)
         raise argparse.ArgumentTypeError(f"{text!r}: KIND is one of {listed}; L, W, B are >= 1")
-    return [Problem(kind, length, width, batch, run) for run in passes(kind, length, full=True)]
+    runs = passes(kind, length, batch, full=True)
+    return [Problem(kind, length, width, batch, run) for run in runs]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -289,7 +300,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--compiled", choices=["some", "all", "none"], default="some", help="at which sizes")
     add("--contender", nargs="+", metavar="NAME", help="these only")
     add("--without", nargs="+", default=[], metavar="NAME", help="all but these")
-    add("--rounds", type=int, default=9, help="timed blocks of each [9]")
+    add("--rounds", type=int, default=7, help="timed blocks of each [7]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     results = Path(__file__).resolve().parent / "results"
     add("--out", type=Path, default=results, metavar="FOLDER", help="[benchmarks/results]")
@@ -318,7 +329,7 @@ def chosen(given: argparse.Namespace) -> Suite:
         tuple(problems),
         frozenset(compiled),
         rounds=given.rounds if given.tune is None else min(given.rounds, tune.ROUNDS),
-        budget=0.5,
+        budget=0.3,
         gflop=2000.0 if given.full else 200.0,
     )
 

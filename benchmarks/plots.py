@@ -148,8 +148,9 @@ def against_length(record: Record, path: Path) -> str | None:
         handles, labels = axes.get_legend_handles_labels()
         named.update(zip(labels, handles, strict=True))
     figure.legend(named.values(), named, loc="upper center", ncol=5, frameon=False, fontsize=8)
-    figure.suptitle(f"{KINDS[kind].title}, B = 1", color=INK, fontsize=9, y=0.0)
-    figure.tight_layout(rect=(0, 0.02, 1, 1 - 0.4 / figure.get_figheight()))
+    height = figure.get_figheight()
+    figure.text(0.5, 1 - 0.4 / height, f"{KINDS[kind].title}, B = 1", ha="center", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / height))
     save(figure, path)
     return path.name
 
