@@ -27,6 +27,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import contenders
+import gpu_grid
 import gpu_page
 import limits
 import plots
@@ -37,7 +38,8 @@ from bench import DeviceLost, Suite, require_device, told, verified
 from contenders import Contender, Run
 from contenders._torch import captured
 from contenders.deeppcr import fixed
-from problems import BACKWARD, FORWARD, KINDS, STEP, TRAIN, Problem, error
+from gpu_grid import size_of
+from problems import FORWARD, KINDS, TRAIN, Problem, error
 from record import OURS, Cell, Record, setting, slug
 from timing import EventTimer, Timer, WallTimer, peak_memory, turns
 
@@ -52,13 +54,6 @@ RIVALS = (
 )
 OWN = (OURS, "deeppcr S=1", "deeppcr S=L")
 FIXED = (8, 16, 32, 64, 128, 256)
-CHAINS = ("normal", "mlp", "prenorm")
-WIDTHS = (4, 16, 8, 32, 64, 2, 128)
-"""The important ones first, as in the next three."""
-BATCHES = (1, 16, 256)
-LENGTHS = (256, 4096, 16384, 64)
-"""Besides 1024."""
-ALL = (FORWARD, BACKWARD, TRAIN, STEP)
 REPLAYS = 8
 """Calls in one graph: launching the graph of a single short call would be what is timed."""
 HEAVY = 2**27
@@ -66,58 +61,6 @@ HEAVY = 2**27
 
 
 # ---- what is run --------------------------------------------------------------------------------
-
-
-def sizes(
-    kind: str, lengths: Sequence[int], widths: Sequence[int], batches: Sequence[int]
-) -> list[tuple[str, int, int, int]]:
-    """Without those that nobody can verify: a LayerNorm of two numbers is a step function."""
-    every = itertools.product([kind], lengths, widths, batches)
-    found = [size for size in every if size[0] != "prenorm" or size[2] > 2]
-    return sorted(found, key=lambda size: (batches.index(size[3]), lengths.index(size[1])))
-
-
-def passes(kind: str, length: int, batch: int, full: bool) -> tuple[str, ...]:
-    """A recurrence has nothing to be trained."""
-    if KINDS[kind].step is None:
-        return (FORWARD, BACKWARD, TRAIN)
-    return ALL if full or (length in (1024, 64) and batch == 1) else (FORWARD, BACKWARD)
-
-
-def grid(full: bool) -> list[Problem]:
-    narrow, rest = WIDTHS[:2], LENGTHS
-    order = [
-        *(size for kind in CHAINS for size in sizes(kind, [1024], narrow, [1])),
-        ("dense", 1024, 4, 1),
-        ("diagonal", 1024, 16, 1),
-        ("normal", 64, 16, 1),
-        *sizes("normal", [1024], WIDTHS, [1]),
-        *sizes("normal", rest, narrow, [1]),
-        *sizes("normal", [1024], WIDTHS, BATCHES),
-        *(size for kind in CHAINS[1:] for size in sizes(kind, [1024], WIDTHS, [1])),
-        *sizes("dense", [16384, 4096], [4], [1, 16]),
-        *sizes("diagonal", [16384, 4096], [16], [1, 16]),
-        *sizes("normal", rest, WIDTHS, BATCHES),
-        *sizes("prenorm", rest, narrow, [1]),
-        *sizes("prenorm", [1024], WIDTHS, BATCHES),
-        *(s for kind in CHAINS[1:] if full for s in sizes(kind, [1024, *rest], WIDTHS, BATCHES)),
-    ]
-    return [
-        Problem(kind, length, width, batch, run)
-        for kind, length, width, batch in dict.fromkeys(order)
-        for run in passes(kind, length, batch, full)
-    ]
-
-
-def compiled_at(problem: Problem, full: bool) -> bool:
-    """Where contenders that compile take part: that takes up to half a minute for each."""
-    size = (problem.kind, problem.length, problem.width, problem.batch)
-    if problem.is_chain:
-        kinds = ("normal", "prenorm") if full else ("normal",)
-        at = [(1024, 16, 1), (1024, 4, 1), (64, 16, 1)]
-        return size in [(kind, *each) for kind in kinds for each in at]
-    few = [("dense", 1024, 4, 1), ("diagonal", 1024, 16, 1), ("diagonal", 16384, 16, 1)]
-    return size in few and (full or problem.run == FORWARD)
 
 
 def everyone() -> list[Contender]:
@@ -172,11 +115,12 @@ def measure(
     device = problem.device
     with nullcontext() if problem.trains else torch.inference_mode():
         timers: dict[str, Timer] = {}
+        walls: dict[str, WallTimer] = {}
         calls: dict[str, tuple[Callable[[], object], int]] = {}
         for contender, run in verified(cell, problem, contestants, suite, truth):
             name = contender.name
             calls[name] = (run.call, 1)
-            timers[name] = WallTimer(run.call, device)
+            timers[name] = walls[name] = WallTimer(run.call, device)
             if contender.ours and device != "cpu":
                 entry = cell.entries[name]
                 graph = replayed(contender, problem, run, truth, entry.allowed)
@@ -197,7 +141,7 @@ def measure(
                 entry.device = [s / count for s in measured[f"{name}, replayed"]]
                 entry.device_by = "graph"
             elif device != "cpu":
-                entry.device = timers[name].on_device[-len(entry.seconds) :]
+                entry.device = walls[name].on_device[-len(entry.seconds) :]
                 entry.device_by = "events"
             entry.memory = peak_memory(calls[name][0], device)
 
@@ -221,7 +165,7 @@ def measure_group(
             continue
         truth = problem.part(right)
         own = error(problem.part(plain), truth)
-        cell = Cell(*size_of(problem), problem.run, max(own, eps))
+        cell = Cell(*size_of(problem), problem.run, min(max(own, eps), 1e9))
         record.cells.append(cell)
         some = [[each] for each in contestants] if is_heavy(problem) else [contestants]
         for contestants_now in some:
@@ -234,10 +178,6 @@ def measure_group(
                 cell.failed["the timing"] = told(reason)
                 require_device(problem, told(reason))
         yield cell
-
-
-def size_of(problem: Problem) -> tuple[str, int, int, int]:
-    return problem.kind, problem.length, problem.width, problem.batch
 
 
 def run_all(
@@ -284,7 +224,7 @@ def parse_problem(text: str) -> list[Problem]:
     if kind not in KINDS or min(length, width, batch) < 1:
         listed = ", ".join(KINDS)
         raise argparse.ArgumentTypeError(f"{text!r}: KIND is one of {listed}; L, W, B are >= 1")
-    runs = passes(kind, length, batch, full=True)
+    runs = gpu_grid.passes(kind, length, batch, full=True)
     return [Problem(kind, length, width, batch, run) for run in runs]
 
 
@@ -318,11 +258,11 @@ def chosen(given: argparse.Namespace) -> Suite:
     if given.problem:
         problems = [p for each in given.problem for p in each]
     else:
-        problems = grid(given.full) if given.tune is None else tune.grid(given.kind)
+        problems = gpu_grid.grid(given.full) if given.tune is None else tune.grid(given.kind)
     problems = [Problem(*size_of(p), p.run, given.device) for p in problems]
     compiled = {
         "all": problems,
-        "some": [p for p in problems if compiled_at(p, given.full)],
+        "some": [p for p in problems if gpu_grid.compiled_at(p, given.full)],
         "none": [],
     }[given.compiled]
     return Suite(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -92,17 +93,25 @@ def captured(make: Callable[[], Run], calls: int = 1) -> Run:
     It is prepared on the stream that is recorded, because backward runs on the stream of its
     forward pass.  As torch.cuda.graph asks for: warm up on that stream, then record.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         run = make()
         for _ in range(WARM_UPS):
             run.call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(calls):
-            recorded = run.call()
+    current.wait_stream(stream)
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            for _ in range(calls):
+                recorded = run.call()
+    except Exception as failed:
+        # What torch.cuda.graph leaves behind; up to PyTorch 2.12 the allocator would go on to
+        # believe in a capture, and no later one could be made (its pull request 180395).
+        torch.cuda.set_stream(current)
+        with suppress(AttributeError, RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise failed.__context__ or failed from None  # the capture's end fails because it failed
 
     def replay() -> Any:
         graph.replay()

@@ -12,8 +12,8 @@ import pytest
 import torch
 from programs import imported
 
-gpu, gpu_page, limits, plots, problems, record, tune = imported(
-    "gpu", "gpu_page", "limits", "plots", "problems", "record", "tune"
+gpu, gpu_grid, gpu_page, limits, plots, problems, record, tune = imported(
+    "gpu", "gpu_grid", "gpu_page", "limits", "plots", "problems", "record", "tune"
 )
 EVERYONE = gpu.everyone()
 EAGER = next(each for each in EVERYONE if each.name == "eager")
@@ -72,7 +72,7 @@ def with_another(monkeypatch, another) -> None:
 def test_every_pass_of_a_chain_is_verified_timed_and_written(run, kind):
     status, found, text = run("--problem", f"{kind},12,4,2")
     assert status == 0 and not found.faults()
-    assert [cell.run for cell in found.cells] == list(gpu.ALL)
+    assert [cell.run for cell in found.cells] == list(gpu_grid.ALL)
     ours = ["deeppcr", "deeppcr S=1", "deeppcr S=8", "deeppcr S=L"]
     for cell in found.cells:
         assert list(cell.entries) == ["eager", "stacked loop", *ours]
@@ -127,7 +127,7 @@ def test_a_training_step_changes_the_parameters(monkeypatch):
 def test_a_wrong_contender_is_told_and_not_timed(run, monkeypatch):
     with_another(monkeypatch, Wrong())
     status, found, text = run("--problem", "normal,6,4,3")
-    assert status == 1 and len(found.faults()) == len(gpu.ALL)
+    assert status == 1 and len(found.faults()) == len(gpu_grid.ALL)
     for cell in found.cells:
         assert not cell.is_right(Wrong.name) and not cell.entries[Wrong.name].seconds
         assert cell.entries["deeppcr"].seconds
@@ -159,14 +159,14 @@ def test_a_bad_option(line, capsys):
 
 
 def test_the_grid_starts_with_what_says_most():
-    order = [gpu.size_of(problem) for problem in gpu.grid(False)]
+    order = [gpu_grid.size_of(problem) for problem in gpu_grid.grid(False)]
     assert order[0] == ("normal", 1024, 4, 1) and order[4] == ("normal", 1024, 16, 1)
     assert ("prenorm", 1024, 2, 1) not in order
-    everything = [(gpu.size_of(p), p.run) for p in gpu.grid(True)]
+    everything = [(gpu_grid.size_of(p), p.run) for p in gpu_grid.grid(True)]
     assert len(set(everything)) == len(everything)
-    for length in (1024, *gpu.LENGTHS):
-        for width in gpu.WIDTHS:
-            assert all(("normal", length, width, batch) in order for batch in gpu.BATCHES)
+    for length in (1024, *gpu_grid.LENGTHS):
+        for width in gpu_grid.WIDTHS:
+            assert all(("normal", length, width, batch) in order for batch in gpu_grid.BATCHES)
 
 
 # ---- a device that pretends ---------------------------------------------------------------------
@@ -197,6 +197,9 @@ def pretends(monkeypatch):
         "Stream": lambda: stream,
         "CUDAGraph": lambda: types.SimpleNamespace(replay=lambda: time.sleep(1e-4)),
         "current_stream": lambda: stream,
+        "current_device": lambda: 0,
+        "set_stream": lambda _: None,
+        "graph_pool_handle": lambda: (0, 1),
         "stream": lambda _: contextlib.nullcontext(),
         "graph": lambda *_, **__: contextlib.nullcontext(),
         "synchronize": lambda: None,
@@ -239,14 +242,20 @@ def test_heavy_problems_are_measured_one_contender_at_a_time(run, pretends):
 
 
 def test_what_cannot_be_captured_is_timed_by_events(run, pretends):
-    def refuse(*_, **__):
-        raise RuntimeError("called a synchronizing CUDA operation\nsomewhere")
+    @contextlib.contextmanager
+    def failing(*_, stream, **__):
+        try:
+            raise RuntimeError("called a synchronizing CUDA operation\nsomewhere")
+        finally:
+            raise RuntimeError("the capture failed")
 
-    pretends.setattr(gpu, "captured", refuse)
+    pretends.setattr(torch.cuda, "graph", failing)
+    pretends.setattr(limits, "measured", lambda _: {})
     status, found, text = run("--problem", "normal,6,4,1", device="cpu:0")
     entry = found.cells[0].entries["deeppcr"]
-    assert status == 0 and entry.device_by == "events" and entry.device
+    assert entry.device_by == "events" and entry.device
     says = "RuntimeError: called a synchronizing CUDA operation"
+    assert status == 1 and found.cells[0].failed == {"CUDA graph": says}
     assert entry.notes["not replayed"] == says
     assert f"deeppcr, 4 cells: {says}" in text.split("## Not in a CUDA graph")[1]
 
