@@ -147,19 +147,13 @@ static dpcr_status solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_sol
 
 /* ---- parameter gradients --------------------------------------------------------------------------- */
 
-static void add_job(gradient_pass *pass, const dpcr_pullback *arrays, dpcr_parameter which, int64_t rows,
-                    int64_t columns, int64_t x, int64_t y, bool from_state) {
-    gradient_job *job = &pass->job[which];
-    job->gradient = arrays->gparameter[which];
-    job->rows = rows;
-    job->columns = columns;
-    job->x = x;
-    job->y = y;
-    job->has_y = columns > 1 || y != 0 || from_state;
-    job->from_state = from_state;
+static void add_job(gradient_pass *pass, const dpcr_pullback *arrays, dpcr_parameter which,
+                    const gradient_job &job) {
+    pass->job[which] = job;
+    pass->job[which].gradient = arrays->gparameter[which];
 }
 
-/* The rows of step_back()'s saved; y = 0 of a vector: none. */
+/* From the rows of step_back()'s saved. */
 static gradient_pass make_gradients(const dpcr_chain *chain, const dpcr_pullback *arrays,
                                     const back_arrays &back) {
     gradient_pass pass = {};
@@ -169,19 +163,19 @@ static gradient_pass make_gradients(const dpcr_chain *chain, const dpcr_pullback
     const int64_t w = chain->w, h = chain->h;
     if (chain->step == DPCR_RESIDUAL) {
         pass.layers = 1;
-        add_job(&pass, arrays, DPCR_W1, h, w, w, norm ? 3 * w + 2 * h : 0, !norm);
-        add_job(&pass, arrays, DPCR_B1, h, 1, w, 0, false);
-        add_job(&pass, arrays, DPCR_W2, w, h, 0, w + h, false);
-        add_job(&pass, arrays, DPCR_B2, w, 1, 0, 0, false);
-        add_job(&pass, arrays, DPCR_GAMMA, w, 1, w + 2 * h, 2 * w + 2 * h, false);
-        add_job(&pass, arrays, DPCR_BETA, w, 1, w + 2 * h, 0, false);
+        add_job(&pass, arrays, DPCR_W1, {NULL, GRADIENT_OUTER, h, w, w, 3 * w + 2 * h, !norm});
+        add_job(&pass, arrays, DPCR_B1, {NULL, GRADIENT_SUM, h, 1, w, 0, false});
+        add_job(&pass, arrays, DPCR_W2, {NULL, GRADIENT_OUTER, w, h, 0, w + h, false});
+        add_job(&pass, arrays, DPCR_B2, {NULL, GRADIENT_SUM, w, 1, 0, 0, false});
+        add_job(&pass, arrays, DPCR_GAMMA, {NULL, GRADIENT_PRODUCT, w, 1, w + 2 * h, 2 * w + 2 * h, false});
+        add_job(&pass, arrays, DPCR_BETA, {NULL, GRADIENT_SUM, w, 1, w + 2 * h, 0, false});
     } else {
         pass.layers = pass.chain.layers;
         pass.piece = saved_pieces(pass.chain) * w;
-        add_job(&pass, arrays, DPCR_W1, w, w, 0, w - pass.piece, true);
-        add_job(&pass, arrays, DPCR_B1, w, 1, 0, 0, false);
-        add_job(&pass, arrays, DPCR_GAMMA, w, 1, 3 * w, 4 * w, false);
-        add_job(&pass, arrays, DPCR_BETA, w, 1, 3 * w, 0, false);
+        add_job(&pass, arrays, DPCR_W1, {NULL, GRADIENT_OUTER, w, w, 0, w - pass.piece, true});
+        add_job(&pass, arrays, DPCR_B1, {NULL, GRADIENT_SUM, w, 1, 0, 0, false});
+        add_job(&pass, arrays, DPCR_GAMMA, {NULL, GRADIENT_PRODUCT, w, 1, 3 * w, 4 * w, false});
+        add_job(&pass, arrays, DPCR_BETA, {NULL, GRADIENT_SUM, w, 1, 3 * w, 0, false});
     }
     return pass;
 }
@@ -192,8 +186,7 @@ static dpcr_status launch_gradients(dpcr_exec exec, const gradient_pass &pass, i
 }
 
 /* Of steps first..last-1, none of them frozen. */
-static dpcr_status run_gradients(dpcr_exec exec, const dpcr_pullback *arrays, gradient_pass pass, int64_t first,
-                                 int64_t last) {
+static dpcr_status run_gradients(dpcr_exec exec, gradient_pass pass, int64_t first, int64_t last) {
     int64_t elements = 0;
     pass.first = first;
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
@@ -203,7 +196,6 @@ static dpcr_status run_gradients(dpcr_exec exec, const dpcr_pullback *arrays, gr
         job->gradient = (char *)job->gradient + (size_t)(first * step) * dpcr_size_of(pass.chain.dtype);
         elements += pass.elements[i];
     }
-    (void)arrays;
     return launch_gradients(exec, pass, elements);
 }
 
@@ -232,7 +224,7 @@ static dpcr_status gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr
     for (int64_t l = first, end = first; l < last; l = end) {
         const bool frozen = is_frozen(arrays, l);
         while (end < last && is_frozen(arrays, end) == frozen) end++;
-        RETURN_IF(frozen ? clear_rows(exec, chain, arrays, l, end) : run_gradients(exec, arrays, pass, l, end));
+        RETURN_IF(frozen ? clear_rows(exec, chain, arrays, l, end) : run_gradients(exec, pass, l, end));
     }
     return DPCR_OK;
 }

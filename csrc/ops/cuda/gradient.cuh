@@ -8,12 +8,15 @@
 
 #include "ops/cuda/segment.cuh"
 
-/* One parameter: element (l, m, i, c) is the sum over s of x_i y_c, in layer m of step l. */
+/* One parameter: element (l, m, i, c) is the sum over s of x_i y_c, x_i y_i or x_i, in layer m of step l. */
+enum gradient_kind { GRADIENT_OUTER, GRADIENT_PRODUCT, GRADIENT_SUM };
+
 struct gradient_job {
     void *gradient;         /* (-,layers,rows,columns) from step `first` of the pass on; NULL: not wanted */
-    int64_t rows, columns;  /* columns 1: a vector, and y_i instead of y_c */
-    int64_t x, y;           /* where x and y begin in a saved row, in layer 0; y of a layer may lie in the last one's */
-    bool has_y, from_state; /* from_state: y of layer 0 is the state before the step */
+    gradient_kind kind;
+    int64_t rows, columns;
+    int64_t x, y;    /* where x and y begin in a saved row, in layer 0; y of a layer may lie in the last one's */
+    bool from_state; /* y of layer 0 is the state before the step */
 };
 
 struct gradient_pass {
@@ -28,14 +31,15 @@ template <class T> __device__ void gradient_element(const gradient_pass &pass, c
     const dpcr_chain &chain = pass.chain;
     const int64_t matrix = job.rows * job.columns, step = pass.layers * matrix;
     const int64_t l = pass.first + e / step, m = e % step / matrix, i = e % matrix / job.columns;
-    const int64_t c = job.columns == 1 ? i : e % job.columns, width = saved_size(chain);
+    const int64_t c = job.kind == GRADIENT_OUTER ? e % job.columns : i, width = saved_size(chain);
     const T *saved = (const T *)pass.arrays.saved + (l - pass.arrays.first) * chain.B * width;
     const T *x = saved + m * pass.piece + job.x + i, *y = saved + m * pass.piece + job.y + c;
     const bool state = job.from_state && m == 0;
     const int64_t y_width = state ? chain.w : width;
     if (state) y = state_before<T>(chain, pass.arrays, l, 0) + c;
     T sum = 0;
-    for (int64_t s = 0; s < chain.B; s++) sum = job.has_y ? fused(x[s * width], y[s * y_width], sum) : sum + x[s * width];
+    for (int64_t s = 0; s < chain.B; s++)
+        sum = job.kind == GRADIENT_SUM ? sum + x[s * width] : fused(x[s * width], y[s * y_width], sum);
     ((T *)job.gradient)[e] = sum;
 }
 

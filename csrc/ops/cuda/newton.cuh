@@ -28,7 +28,7 @@ struct newton_arrays {
     void *maps, *group_maps, *group_d; /* (S,w,w), (MOST_GROUPS,w,w), (MOST_GROUPS,w): dense only */
     double *size, *ratio, *P_norm;     /* (S) of e_k; of r_k, relative; of P_k */
     float *moved;                      /* (S) */
-    unsigned char *unequal, *stale, *guarded; /* (S) */
+    int *unequal, *stale, *guarded; /* (S) */
     struct newton_sample *sample;
 };
 
@@ -66,9 +66,9 @@ static inline DPCR_EVERYWHERE size_t carve_newton(const newton_pass &p, char *ba
     a->ratio = (double *)dpcr_take(&arena, S * sizeof(double));
     a->P_norm = (double *)dpcr_take(&arena, S * sizeof(double));
     a->moved = (float *)dpcr_take(&arena, S * sizeof(float));
-    a->unequal = (unsigned char *)dpcr_take(&arena, S);
-    a->stale = (unsigned char *)dpcr_take(&arena, S);
-    a->guarded = (unsigned char *)dpcr_take(&arena, S);
+    a->unequal = (int *)dpcr_take(&arena, S * sizeof(int));
+    a->stale = (int *)dpcr_take(&arena, S * sizeof(int));
+    a->guarded = (int *)dpcr_take(&arena, S * sizeof(int));
     a->sample = (struct newton_sample *)dpcr_take(&arena, sizeof *a->sample);
     return arena.used;
 }
@@ -248,6 +248,13 @@ __device__ void through_with_P(const newton_view<TEAM> &v, int64_t k, typename T
     if (v.at.lane == 0) v.a.P_norm[k] = (double)norm, v.a.moved[k] = 0;
 }
 
+/* r_k = 0 */
+NEWTON_VIEW void settle_boundary(const newton_view<TEAM> &v, int64_t k) {
+    const typename TEAM::T zero[TEAM::ROWS] = {};
+    store_rows(v.at, (int)v.p->chain.w, zero, row_at(v, v.a.d, k + 1));
+    if (v.at.lane == 0) v.a.ratio[k] = 0, v.a.unequal[k] = 0;
+}
+
 template <bool BACKWARD, class TEAM>
 __device__ void propagate(const newton_view<TEAM> &v, const newton_sample &now) {
     typedef typename TEAM::T T;
@@ -255,7 +262,10 @@ __device__ void propagate(const newton_view<TEAM> &v, const newton_sample &now) 
     const int w = (int)p.chain.w;
     const bool has_P = now.has_P || now.refresh;
     for (int64_t k = v.k0 + v.rank; k < v.k1; k += v.teams) {
-        if (k < now.exact) continue; /* its end is exact, its r and d are 0 */
+        if (k < now.exact) { /* its end is exact, its start and the next one are */
+            settle_boundary(v, k);
+            continue;
+        }
         const bool due = now.refresh && v.a.stale[k] && k > now.exact && k < p.S - 1;
         T x[TEAM::ROWS], next[TEAM::ROWS], r[TEAM::ROWS];
         load_rows(v.at, w, start_at(v, k), x);
@@ -336,8 +346,8 @@ NEWTON_VIEW void multiply_group(const newton_view<TEAM> &v, int64_t first, int64
         const int w = (int)v.p->chain.w;
         columns<TEAM> V;
         UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
-            first > exact + 1 && i == v.at.lane * TEAM::ROWS + q ? 1 : 0;
-        for (int64_t j = first; j < last && first > exact + 1; j++) {
+            first > exact && i == v.at.lane * TEAM::ROWS + q ? 1 : 0;
+        for (int64_t j = first; j < last && first > exact; j++) {
             const T *P = map_of(v, v.a.maps, j - 1);
             columns_times<TEAM>(weights<T>{P, w, is_packed<TEAM>(P, w)}, w, w, V);
         }
@@ -391,7 +401,7 @@ NEWTON_VIEW void solve_by_reduction(const newton_view<TEAM> &v, newton_sample *m
     affine<T, W> total = {}, next;
     for (int64_t j = first; j < last; j++) {
         const T *P = map_of(v, v.a.maps, j - 1), *r = row_at(v, v.a.d, j);
-        const bool meets_zeros = j - 1 <= mine->exact;
+        const bool meets_zeros = j - 1 < mine->exact;
         UNROLL for (int i = 0; i < W; i++) {
             next.offset[i] = i < w ? r[i] : T(0);
             UNROLL for (int c = 0; c < W; c++) next.map[i * W + c] =
