@@ -121,7 +121,7 @@ def test_without_the_cuda_library_cuda_tensors_raise(without_cuda_library: str) 
 @pytest.mark.usefixtures("without_cuda_library")
 def test_without_the_cuda_library_models_run_their_modules() -> None:
     linears = [torch.nn.Linear(4, 4, bias=False, device="meta") for _ in range(9)]
-    with FakeTensorMode():
+    with FakeTensorMode(), torch.no_grad():
         for linear in linears:
             linear.weight = torch.nn.Parameter(torch.empty(4, 4, device="cuda"))
         layers = [layer for linear in linears for layer in (linear, torch.nn.Tanh())]
