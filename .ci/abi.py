@@ -4,8 +4,9 @@
   another torch.
 - The wheel is py3-none: one for every Python.
 - It holds one library, and one for CUDA tensors where torch has CUDA.
-- The libraries use LibTorch's stable ABI, no symbol of it newer than torch 2.10 (weak ones excepted:
-  they may be missing), need libtorch_cpu.so, and nothing that is not on every machine with torch.
+- The libraries use LibTorch's stable ABI, no symbol of it newer than torch 2.10 (weak ones
+  excepted: they may be missing), need libtorch_cpu.so, and nothing that is not on every machine
+  with torch.
 - They export nothing, and no directory of the machine that built them is inside.
 - The C core allocates, prints and exits nowhere and reads no environment variable.
 """
