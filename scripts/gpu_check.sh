@@ -24,7 +24,7 @@ usage() {
 }
 [[ $# -ge 1 && $1 != -* ]] || usage
 
-declare -A seconds=([build]=110 [conformance]=120 [pytest]=100 [sanitizer]=120 [bench]=65 [example]=20)
+declare -A seconds=([build]=105 [conformance]=110 [pytest]=130 [sanitizer]=110 [bench]=60 [example]=20)
 order=(build conformance pytest sanitizer bench example)
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
@@ -116,7 +116,7 @@ part_sanitizer() {
 part_bench() {
     need_gpu
     [[ -f benchmarks/gpu.py ]] || skip "there is no benchmarks/gpu.py"
-    "$python" benchmarks/gpu.py --out "$out" --seconds $((seconds[bench] - 15))
+    "$python" benchmarks/gpu.py --out "$out" --seconds $((seconds[bench] * 2 / 3))
 }
 
 part_example() {
