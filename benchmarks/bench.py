@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +117,25 @@ def why_not(contender: Contender, problem: Problem, suite: Suite) -> str:
     return ""
 
 
+class DeviceLost(RuntimeError):
+    """Nothing more can be run: an error that a GPU does not recover from in this process."""
+
+
+def told(reason: Exception) -> str:
+    """An error in one line."""
+    first, *_ = [*str(reason).strip().splitlines(), ""]
+    return f"{type(reason).__name__}: {first}"
+
+
+def require_device(problem: Problem, reason: str) -> None:
+    """DeviceLost if the device does not answer any more, after an error of that reason."""
+    if problem.device != "cpu":
+        try:
+            torch.cuda.synchronize()
+        except Exception:
+            raise DeviceLost(f"the device is lost: {problem}: {reason}") from None
+
+
 def tried(
     contender: Contender, problem: Problem, truth: list[torch.Tensor], own: float
 ) -> tuple[Run, Entry] | str:
@@ -132,11 +151,35 @@ def tried(
         notes = run.notes()
     except Exception as reason:
         # Whatever it is, the others go on, and the record says who failed and how.
-        first, *_ = [*str(reason).strip().splitlines(), ""]
-        return f"{type(reason).__name__}: {first}"
+        return told(reason)
     allowed = min((OUR_SLACK if contender.ours else SLACK) * own, HOPELESS)
+    allowed *= KINDS[problem.kind].slack
     known = distance if math.isfinite(distance) else None
     return run, Entry(known, allowed, first_call, notes=notes)
+
+
+def verified(
+    cell: Cell,
+    problem: Problem,
+    everyone: Sequence[Contender],
+    suite: Suite,
+    truth: list[torch.Tensor],
+) -> Iterator[tuple[Contender, Run]]:
+    """Those that are right; the cell says who is not, who failed, and who is absent."""
+    for contender in everyone:
+        name = contender.name
+        reason = why_not(contender, problem, suite)
+        if reason:
+            cell.absent[name] = reason
+            continue
+        outcome = tried(contender, problem, truth, cell.own)
+        if isinstance(outcome, str):
+            cell.failed[name] = outcome
+            require_device(problem, f"{name}: {outcome}")
+            continue
+        run, cell.entries[name] = outcome
+        if cell.is_right(name):
+            yield contender, run
 
 
 def measure(problem: Problem, everyone: Sequence[Contender], suite: Suite) -> Cell:
@@ -146,19 +189,8 @@ def measure(problem: Problem, everyone: Sequence[Contender], suite: Suite) -> Ce
     calls = {}
     torch.compiler.reset()  # no contender shall meet the graphs of another problem
     with nullcontext() if problem.trains else torch.inference_mode():
-        for contender in everyone:
-            name = contender.name
-            reason = why_not(contender, problem, suite)
-            if reason:
-                cell.absent[name] = reason
-                continue
-            outcome = tried(contender, problem, truth, own)
-            if isinstance(outcome, str):
-                cell.failed[name] = outcome
-                continue
-            run, cell.entries[name] = outcome
-            if cell.is_right(name):
-                calls[name] = run.call
+        for contender, run in verified(cell, problem, everyone, suite, truth):
+            calls[contender.name] = run.call
         measured = in_turns(calls, problem.device, suite.rounds, suite.budget)
         for name, seconds in measured.items():
             cell.entries[name].seconds = seconds

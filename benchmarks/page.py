@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -98,6 +99,9 @@ def details(cell: Cell) -> str:
     """Everybody in one cell, the fastest first."""
     head = ["contender", "eager / it", "ms, median (quartiles)", "error", "MiB", "sweeps"]
     head += ["first call, s"]
+    apart = any(entry.device for entry in cell.entries.values())
+    if apart:
+        head.insert(3, "ms on the device")
     order = sorted(cell.entries, key=lambda n: cell.entries[n].median if n in cell.timed else 1e9)
     rows = []
     for name in order:
@@ -108,11 +112,17 @@ def details(cell: Cell) -> str:
         if entry.seconds:
             low, middle, high = (1e3 * s for s in sorted((*entry.quartiles, entry.median)))
             time = f"{middle:.3g} ({low:.3g} to {high:.3g})"
+        device = (
+            f"{1e3 * statistics.median(entry.device):.3g} ({entry.device_by})"
+            if entry.device
+            else "-"
+        )
         rows.append(
             [
                 name,
                 number(cell.ratio(BASELINE, name)),
                 time,
+                *([device] if apart else []),
                 error if cell.is_right(name) else f"**WRONG** ({error})",
                 "-" if entry.memory is None else f"{entry.memory / 2**20:.1f}",
                 "-" if sweeps is None else f"{sweeps:g}",

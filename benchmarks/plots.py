@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from problems import KINDS, PASSES
+from problems import BACKWARD, FORWARD, KINDS, PASSES
 from record import BASELINE, Cell, Record
 
 try:
@@ -107,3 +108,63 @@ def convergence(curves: Sequence[dict[str, Any]], path: Path) -> str | None:
     tidy(axes)
     save(figure, path)
     return path.name
+
+
+LINES = {
+    "eager": (COLOURS[6], "-", "x"),
+    "CUDA graph": (COLOURS[3], "-", "D"),
+    "deeppcr S=1": (COLOURS[0], "-", "o"),
+    "deeppcr S=L": (COLOURS[1], "-", "s"),
+    "deeppcr": (COLOURS[5], "--", "^"),
+}
+"""Contender -> colour, line and mark of the next picture."""
+
+
+def against_length(record: Record, path: Path) -> str | None:
+    """Time of one sample against the number of steps: a row a pass, a panel a width.  Time on the
+    device where it was measured, else wall time."""
+    cells = [cell for cell in record.cells if cell.batch == 1 and KINDS[cell.kind].step is not None]
+    kinds = [cell.kind for cell in cells]
+    if Figure is None or not kinds:
+        return None
+    kind = max(dict.fromkeys(kinds), key=kinds.count)
+    cells = [cell for cell in cells if cell.kind == kind]
+    widths = sorted({cell.width for cell in cells})
+    runs = [run for run in (FORWARD, BACKWARD) if any(cell.run == run for cell in cells)]
+    if not runs:
+        return None
+    figure = Figure(figsize=(2.6 * len(widths) + 1, 2.7 * len(runs) + 0.8))
+    panels = figure.subplots(len(runs), len(widths), squeeze=False, sharex=True, sharey=True)
+    for row, run in zip(panels, runs, strict=True):
+        for axes, width in zip(row, widths, strict=True):
+            draw_against_length(axes, [c for c in cells if (c.run, c.width) == (run, width)])
+            axes.set_title(f"w = {width}, {run}", color=INK, fontsize=9)
+            tidy(axes)
+        row[0].set_ylabel("microseconds", color=INK, fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("steps L", color=INK, fontsize=9)
+    named = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        named.update(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named, loc="upper center", ncol=5, frameon=False, fontsize=8)
+    height = figure.get_figheight()
+    figure.text(0.5, 1 - 0.4 / height, f"{KINDS[kind].title}, B = 1", ha="center", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / height))
+    save(figure, path)
+    return path.name
+
+
+def draw_against_length(axes: Any, cells: Sequence[Cell]) -> None:
+    for name, (colour, line, mark) in LINES.items():
+        points = []
+        for cell in sorted(cells, key=lambda each: each.length):
+            entry = cell.entries.get(name)
+            if entry is not None and entry.seconds:
+                points.append((cell.length, 1e6 * median(entry.device or entry.seconds)))
+        if points:
+            lengths, micros = zip(*points, strict=True)
+            style = {"color": colour, "linestyle": line, "marker": mark, "markersize": 4.5}
+            axes.plot(lengths, micros, linewidth=1.3, label=name, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")

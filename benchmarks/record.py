@@ -32,6 +32,10 @@ class Entry:
     """Seconds to prepare and run it once: compilation."""
     seconds: list[float] = field(default_factory=list)
     """Per call, of every round; empty for a wrong contender, which is not timed."""
+    device: list[float] = field(default_factory=list)
+    """Per call, on the device; where it was measured apart."""
+    device_by: str = ""
+    """How: "graph", replayed, or "events", with the gaps between launches."""
     memory: int | None = None
     """Bytes that one call takes; None: not known."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -108,14 +112,31 @@ class Record:
     setting: dict[str, Any]
     contenders: dict[str, dict[str, Any]]
     cells: list[Cell] = field(default_factory=list)
+    limits: dict[str, float] = field(default_factory=dict)
+    """Of the device, measured: "copy", bytes/s; "matmul", flop/s in float32; ..."""
+    unreached: list[str] = field(default_factory=list)
+    """Problems that there was no time for."""
+    errors: list[str] = field(default_factory=list)
+    """Of the run itself, not of a contender."""
 
     @property
     def ours(self) -> list[str]:
         return [name for name, facts in self.contenders.items() if facts["ours"]]
 
+    def on_device(self) -> Record:
+        """The same record with the times on the device in place of wall time."""
+        cells = []
+        for cell in self.cells:
+            entries = {
+                name: dataclasses.replace(entry, seconds=entry.device)
+                for name, entry in cell.entries.items()
+            }
+            cells.append(dataclasses.replace(cell, entries=entries))
+        return dataclasses.replace(self, cells=cells)
+
     def faults(self) -> list[str]:
         """Results that are wrong and should not be, and contenders that ended with an error."""
-        found = []
+        found = list(self.errors)
         for cell in self.cells:
             size = f"{cell.kind}, L={cell.length}, w={cell.width}, B={cell.batch}, {cell.run}"
             found += [f"{size}: {name} failed: {why}" for name, why in cell.failed.items()]
@@ -149,7 +170,14 @@ def setting(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    for package in ("torch-deeppcr", "jax"):
+    packages = ["torch-deeppcr", "jax"]
+    if device != "cpu":
+        facts = torch.cuda.get_device_properties(device)
+        found["processors"] = facts.multi_processor_count
+        found["GiB"] = round(facts.total_memory / 2**30, 1)
+        found["CUDA"] = torch.version.cuda
+        packages.append("triton")
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -180,4 +208,8 @@ def commit() -> str:
 
 def file_stem(program: str, device: str) -> str:
     """PROGRAM-DEVICE, for the files of a record."""
-    return f"{program}-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return f"{program}-{slug(device)}"
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import random
 import sys
+import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -18,6 +21,54 @@ BLOCK_SECONDS = 4e-3
 FEWEST_ROUNDS = 3
 
 Call = Callable[[], object]
+
+
+class Timer(Protocol):
+    """timeit.Timer's face."""
+
+    def timeit(self, number: int) -> float:
+        """Seconds of so many calls."""
+
+
+class WallTimer:
+    """Python included: from the first call until the device is idle.
+
+    On a GPU it also keeps, in `on_device`, what events say of the same block: the time from the
+    device's first work to its last, gaps where it waited for Python included.  Per call.
+    """
+
+    def __init__(self, call: Call, device: str) -> None:
+        self.call = call
+        self.device = device
+        self.on_device: list[float] = []
+
+    def timeit(self, number: int) -> float:
+        collects = gc.isenabled()
+        gc.disable()  # as timeit does
+        try:
+            return self._on_cpu(number) if self.device == "cpu" else self._on_gpu(number)
+        finally:
+            if collects:
+                gc.enable()
+
+    def _on_cpu(self, number: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(number):
+            self.call()
+        return time.perf_counter() - begin
+
+    def _on_gpu(self, number: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        start.record()
+        for _ in range(number):
+            self.call()
+        end.record()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        self.on_device.append(1e-3 * start.elapsed_time(end) / number)
+        return seconds
 
 
 class EventTimer:
@@ -40,14 +91,18 @@ class EventTimer:
 def in_turns(
     calls: dict[str, Call], device: str, rounds: int, budget: float
 ) -> dict[str, list[float]]:
-    """Seconds per call: one number for each round and contender.
+    """Seconds per call: one number for each round and contender; on a GPU by events."""
+    make = timeit.Timer if device == "cpu" else EventTimer
+    return turns({name: make(call) for name, call in calls.items()}, rounds, budget)
+
+
+def turns(timers: Mapping[str, Timer], rounds: int, budget: float) -> dict[str, list[float]]:
+    """Seconds per call: one number for each round and timer.
 
     A busy machine is busy for all, because every round times all of them; each in another order,
     because whoever comes next finds the caches of the one before.  A contender that needs more than
     `budget` seconds for all rounds takes part in fewer, but in at least FEWEST_ROUNDS.
     """
-    make = timeit.Timer if device == "cpu" else EventTimer
-    timers = {name: make(call) for name, call in calls.items()}
     numbers, most = {}, {}
     for name, timer in timers.items():
         timer.timeit(1)  # warm up
@@ -55,8 +110,8 @@ def in_turns(
         numbers[name] = max(1, round(BLOCK_SECONDS / max(once, 1e-9)))
         affordable = int(budget / max(once, BLOCK_SECONDS))
         most[name] = min(rounds, max(FEWEST_ROUNDS, affordable))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    order, shuffle = list(calls), random.Random(0).shuffle
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    order, shuffle = list(timers), random.Random(0).shuffle
     for turn in range(rounds):
         shuffle(order)
         for name in order:

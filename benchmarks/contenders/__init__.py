@@ -25,9 +25,11 @@ class Run:
     call: Callable[[], object]
     """One pass, complete when it returns (on a GPU: when the device is idle)."""
     results: Callable[[], list[Tensor]]
-    """Does the pass once more and returns output and gradients as `Problem.plain` has them."""
+    """Does the pass once more and returns what `Problem.plain` returns."""
     notes: Callable[[], dict[str, Any]] = field(default=dict)
     """What is worth telling: "sweeps", "why"; called once, not timed."""
+    read: Callable[[Any], list[Tensor]] | None = None
+    """Makes results of what `call` returned; contenders in PyTorch have it."""
 
 
 class Contender:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from problems import SCALE, Problem
+from problems import PASSES, SCALE, Problem
 from torch import Tensor
 
 from . import Contender, Run
@@ -43,6 +43,8 @@ class JaxContender(Contender):
     def cannot(self, problem: Problem) -> str:
         if MISSING:
             return MISSING
+        if problem.run not in PASSES:
+            return "written for " + " and ".join(PASSES) + " only"
         if problem.device != "cpu" and jax.default_backend() != "gpu":
             return "this JAX has no GPU"
         return self.unfit(problem)
@@ -85,6 +87,7 @@ def layers_step(z: Array, weight: Array, bias: Array, gamma: Array, beta: Array)
 
 STEPS = {
     "mlp": mlp_step,
+    "normal": mlp_step,
     "residual": residual_step,
     "prenorm": prenorm_step,
     "layers": layers_step,

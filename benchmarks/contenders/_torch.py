@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contenders in PyTorch: a function of leaves, its pass, its result."""
+"""Contenders in PyTorch: a function of leaves, its pass, its result; a pass in a CUDA graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
 
 import torch
-from problems import Problem
+from problems import BACKWARD, FORWARD, LEARNING_RATE, STEP, Problem
 from torch import Tensor, nn
 
 from . import Run
@@ -15,10 +17,13 @@ COMPILER = {
     "cpp_wrapper": True,  # faster than the default wrapper in Python
     "compile_threads": 1,  # no pool of processes
 }
+"""On the CPU; on a GPU the defaults are."""
+WARM_UPS = 3
 
 
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, fullgraph=True, dynamic=False, options=COMPILER)
+def compiled(function: Callable[..., Tensor], problem: Problem) -> Callable[..., Tensor]:
+    options = COMPILER if problem.device == "cpu" else None
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 
 def run_function(problem: Problem, function: Callable[..., Tensor]) -> Run:
@@ -37,24 +42,87 @@ def run_module(
 def _run(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]) -> Run:
     for leaf in leaves:
         leaf.requires_grad_(problem.trains)
+    make = {FORWARD: _forward, BACKWARD: _backward}.get(problem.run, _train)
+    call, read = make(problem, function, leaves)
+    return Run(call, lambda: read(call()), read=read)
 
-    def forward() -> Tensor:
-        return function(*leaves)
+
+Pass = tuple[Callable[[], Any], Callable[[Any], list[Tensor]]]
+"""The call, and what makes results of what it returns."""
+
+
+def _forward(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]) -> Pass:
+    return lambda: function(*leaves), lambda output: [output.clone()]
+
+
+def _backward(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]) -> Pass:
+    output = function(*leaves)
+
+    def backward() -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(
+            output, leaves, problem.gradient, retain_graph=True, allow_unused=True
+        )
+
+    return backward, lambda gradients: stacked(gradients, problem)
+
+
+def _train(problem: Problem, function: Callable[..., Tensor], leaves: list[Tensor]) -> Pass:
+    """Forward and backward, and in a training step the optimiser."""
+    steps = problem.run == STEP
+    optimizer = torch.optim.SGD(leaves[1:], LEARNING_RATE) if steps else None
 
     def train() -> Tensor:
         for leaf in leaves:
             leaf.grad = None
         output = function(*leaves)
         output.backward(problem.gradient)
+        if optimizer is not None:
+            optimizer.step()
         return output
 
-    def results() -> list[Tensor]:
-        if not problem.trains:
-            return [forward().clone()]
-        output = train().detach().clone()
-        return [output, *stacked((leaf.grad for leaf in leaves), problem)]
+    def read(output: Tensor) -> list[Tensor]:
+        copied = output.detach().clone()
+        return [copied, *stacked((leaf.grad for leaf in leaves), problem)]
 
-    return Run(train if problem.trains else forward, results)
+    return train, read
+
+
+def captured(make: Callable[[], Run], calls: int = 1) -> Run:
+    """The run that `make` prepares, recorded in a CUDA graph, so many times in a row.
+
+    It is prepared on the stream that is recorded, because backward runs on the stream of its
+    forward pass.  As torch.cuda.graph asks for: warm up on that stream, then record.
+    """
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        run = make()
+        for _ in range(WARM_UPS):
+            run.call()
+    current.wait_stream(stream)
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            for _ in range(calls):
+                recorded = run.call()
+    except Exception as failed:
+        # What torch.cuda.graph leaves behind; up to PyTorch 2.12 the allocator would go on to
+        # believe in a capture, and no later one could be made (its pull request 180395).
+        torch.cuda.set_stream(current)
+        with suppress(AttributeError, RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise failed.__context__ or failed from None  # the capture's end fails because it failed
+
+    def replay() -> Any:
+        graph.replay()
+        return recorded, run  # and so its leaves, which the graph reads, live as long as this
+
+    def results() -> list[Tensor]:
+        graph.replay()
+        assert run.read is not None
+        return run.read(recorded)
+
+    return Run(replay, results)
 
 
 def stacked(gradients: Iterable[Tensor | None], problem: Problem) -> list[Tensor]:

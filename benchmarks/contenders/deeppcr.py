@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from problems import Problem
+from problems import KINDS, Problem
 from torch import Tensor
 
 import torch_deeppcr as dpcr
@@ -30,7 +30,7 @@ class DeepPCR(Contender):
         segments = self.segments(problem.length)
         if segments in (1, "auto") or problem.kind == "diagonal":
             return 0.0
-        if problem.is_chain and problem.kind != "mlp" and problem.width > WIDEST_DENSE:
+        if KINDS[problem.kind].skip and problem.width > WIDEST_DENSE:
             # Without Jacobians a sweep is cheap, and there are many: all of them count.
             parameters = sum(leaf.numel() for leaf in problem.leaves[1:])
             return 2e-9 * problem.batch * parameters * min(int(segments), 15)
@@ -51,12 +51,27 @@ class DeepPCR(Contender):
         run = run_module(problem, chain)
 
         def notes() -> dict[str, Any]:
-            with torch.no_grad():
+            with torch.set_grad_enabled(problem.trains):
                 _, info = chain(problem.leaves[0], return_info=True)
-            return {"sweeps": float(info.sweeps.double().median()), "why": info.why}
+            return {
+                "segments": info.plan.segments,
+                "sweeps": float(info.sweeps.double().median()),
+                "tangent sweeps": float(info.tangent_sweeps.double().median()),
+                "not converged": int((info.status != 0).sum()),
+                "why": info.why,
+            }
 
         run.notes = notes
         return run
+
+
+def fixed(segments: int) -> DeepPCR:
+    """Takes part where the chain has more steps."""
+    return DeepPCR(
+        f"deeppcr S={segments}",
+        f"deeppcr, Newton over {segments} segments",
+        lambda length: segments if segments < length else 0,
+    )
 
 
 CONTENDERS = (

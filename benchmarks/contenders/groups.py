@@ -34,7 +34,7 @@ class Groups(Contender):
         return "" if problem.length > GROUP else "that is the unrolled chain"
 
     def prepare(self, problem: Problem) -> Run:
-        return run_function(problem, grouped(compiled(KINDS[problem.kind].loop)))
+        return run_function(problem, grouped(compiled(KINDS[problem.kind].loop, problem)))
 
 
 CONTENDERS = (Groups(),)

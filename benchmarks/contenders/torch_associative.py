@@ -39,7 +39,7 @@ class AssociativeScan(Contender):
         def solve(blocks: Tensor, b: Tensor) -> Tensor:
             return associative_scan(after, (blocks, b), dim=0, combine_mode=mode)[1]
 
-        return run_function(problem, compiled(solve))
+        return run_function(problem, compiled(solve, problem))
 
 
 CONTENDERS = (AssociativeScan(),)

@@ -29,7 +29,7 @@ class Scan(Contender):
         def chain(z: Tensor, *stacked: Tensor) -> Tensor:
             return scan(body, z, stacked)[0]
 
-        return run_function(problem, compiled(chain))
+        return run_function(problem, compiled(chain, problem))
 
 
 CONTENDERS = (Scan(),)

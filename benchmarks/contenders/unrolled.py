@@ -23,7 +23,7 @@ class Unrolled(Contender):
         return ""
 
     def prepare(self, problem: Problem) -> Run:
-        return run_function(problem, compiled(KINDS[problem.kind].loop))
+        return run_function(problem, compiled(KINDS[problem.kind].loop, problem))
 
 
 CONTENDERS = (Unrolled(),)

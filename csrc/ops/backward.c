@@ -10,6 +10,7 @@
  * chunk's states are computed again first.  Frozen steps keep nothing; where the gradient of z0 is not wanted, or
  * known already, the walk of a segment ends at its first step that is not frozen.
  */
+#include "ops/device.h"
 #include "ops/kernels.h"
 
 #include <string.h>
@@ -277,7 +278,10 @@ dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chai
     RETURN_IF(prepare(exec, chain, pass, plan, &b));
     REQUIRE(bytes, "bytes is NULL");
     *bytes = 0;
-    return dpcr_no_states(chain) ? DPCR_OK : plan_workspace(&b, plan, bytes);
+    if (dpcr_no_states(chain)) return DPCR_OK;
+    if (exec.device->chains)
+        return exec.device->chains->backward(exec, chain, pass, plan, &b.options, NULL, bytes);
+    return plan_workspace(&b, plan, bytes);
 }
 
 /* Parameter gradients that are empty sums: of frozen steps, or all. */
@@ -309,11 +313,29 @@ static void run(struct backward *b) {
     if (arrays->gz0 && !solved) memcpy(arrays->gz0, end, state);
 }
 
+static dpcr_status check_arrays(const dpcr_chain *chain, const dpcr_pullback *pass) {
+    if (dpcr_no_states(chain) || chain->L == 0) return DPCR_OK;
+    REQUIRE(pass->z0, "pass.z0 is NULL");
+    REQUIRE(pass->states || pass->checkpoints, "pass.states and pass.checkpoints are NULL");
+    return DPCR_OK;
+}
+
+static dpcr_status run_on_device(const struct backward *b, const dpcr_plan *plan, dpcr_buffer workspace) {
+    const struct chain_solver *device = b->exec.device->chains;
+    size_t bytes = 0;
+    if (!dpcr_no_states(b->chain))
+        RETURN_IF(device->backward(b->exec, b->chain, b->arrays, plan, &b->options, NULL, &bytes));
+    RETURN_IF(dpcr_check_workspace(workspace, bytes));
+    return device->backward(b->exec, b->chain, b->arrays, plan, &b->options, workspace.data, NULL);
+}
+
 dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
                                 const dpcr_plan *plan, dpcr_buffer workspace) {
     struct backward b = {.chain = chain, .arrays = pass, .S = 1};
     RETURN_IF(prepare(exec, chain, pass, plan, &b));
     RETURN_IF(dpcr_check_parameters(chain));
+    RETURN_IF(check_arrays(chain, pass));
+    if (exec.device->chains) return run_on_device(&b, plan, workspace);
     if (pass->report) memset(pass->report, 0, (size_t)(DPCR_REPORT * chain->B) * sizeof *pass->report);
     if (dpcr_no_states(chain)) {
         clear_gradients(chain, pass, true); /* without samples or width */
@@ -322,8 +344,6 @@ dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const d
     size_t bytes;
     RETURN_IF(plan_workspace(&b, plan, &bytes));
     RETURN_IF(dpcr_check_workspace(workspace, bytes));
-    REQUIRE(chain->L == 0 || pass->z0, "pass.z0 is NULL");
-    REQUIRE(chain->L == 0 || pass->states || pass->checkpoints, "pass.states and pass.checkpoints are NULL");
     carve(&b, workspace.data);
     clear_gradients(chain, pass, false);
     run(&b);

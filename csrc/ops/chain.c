@@ -3,6 +3,7 @@
  * What all calls on a chain share: its shapes, checked once, and the two calls without a method,
  * propagate and activate.
  */
+#include "ops/device.h"
 #include "ops/kernels.h"
 
 /* ---- shapes and checks ---------------------------------------------------------------------- */
@@ -66,10 +67,9 @@ static dpcr_status check_layers(const dpcr_chain *chain) {
     return dpcr_check_size("layers", dpcr_max(chain->L * chain->B, 64), chain->layers, chain->w);
 }
 
-/* Chains run where the CPU's kernels do. */
 static dpcr_status check_device(dpcr_exec exec) {
     RETURN_IF(dpcr_check_exec(exec));
-    if (!exec.device->recurrence[0])
+    if (!exec.device->recurrence[0] && !exec.device->chains)
         return dpcr_fail(DPCR_UNSUPPORTED, "exec.device: chains do not run on %s", exec.device->name);
     return DPCR_OK;
 }
@@ -170,6 +170,8 @@ dpcr_status dpcr_chain_propagate_workspace(dpcr_exec exec, const dpcr_chain *cha
                                            size_t *bytes) {
     RETURN_IF(check_propagation(exec, chain, pass, plan));
     REQUIRE(bytes, "bytes is NULL");
+    *bytes = 0;
+    if (exec.device->chains) return DPCR_OK;
     struct propagate_pass propagation = make_pass(exec, chain, pass, plan->segments);
     return carve_propagation(&propagation, plan, NULL, bytes);
 }
@@ -180,11 +182,14 @@ dpcr_status dpcr_chain_propagate(dpcr_exec exec, const dpcr_chain *chain, const 
     RETURN_IF(dpcr_check_parameters(chain));
     struct propagate_pass propagation = make_pass(exec, chain, pass, plan->segments);
     size_t bytes;
-    RETURN_IF(carve_propagation(&propagation, plan, workspace.data, &bytes));
-    RETURN_IF(dpcr_check_workspace(workspace, bytes));
+    if (!exec.device->chains) {
+        RETURN_IF(carve_propagation(&propagation, plan, workspace.data, &bytes));
+        RETURN_IF(dpcr_check_workspace(workspace, bytes));
+    }
     if (dpcr_no_states(chain)) return DPCR_OK;
     REQUIRE(pass->starts, "pass.starts is NULL");
     REQUIRE(pass->ends, "pass.ends is NULL");
+    if (exec.device->chains) return exec.device->chains->propagate(exec, chain, pass, plan->segments);
     dpcr_chain_kernels(exec.device, chain->dtype)->propagate(&propagation);
     return DPCR_OK;
 }
@@ -203,6 +208,8 @@ dpcr_status dpcr_activate(dpcr_exec exec, dpcr_dtype dtype, dpcr_activation acti
     REQUIRE(count >= 0, "count is %lld, must not be negative", (long long)count);
     REQUIRE(count == 0 || u, "u is NULL");
     REQUIRE(count == 0 || y, "y is NULL");
+    if (count > 0 && exec.device->chains)
+        return exec.device->chains->activate(exec, &chain, count, u, y, d);
     if (count > 0) dpcr_chain_kernels(exec.device, dtype)->activate(activation, parameter, count, u, y, d);
     return DPCR_OK;
 }

@@ -6,10 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-/* Sweeps after which a chain is taken to be hopeless: of the chains that converge at all few need more
- * than 25, whatever their length. */
-static const int64_t kMaxSweeps = 40;
-
 dpcr_newton dpcr_newton_default(dpcr_dtype dtype) {
     return (dpcr_newton){.structure = DPCR_P_DENSE,
                          .refresh = DPCR_ADAPTIVE,
@@ -64,7 +60,7 @@ size_t dpcr_newton_carve(struct newton *n, void *base) {
 static void begin(struct newton *n) {
     const bool dense = n->options.structure == DPCR_P_DENSE;
     if (!dense) n->free = n->options.structure;
-    if (n->options.max_sweeps < 0) n->options.max_sweeps = dpcr_min(n->S, kMaxSweeps);
+    n->options.max_sweeps = dpcr_sweep_limit(&n->options, n->S);
     n->computed = false;
     if (n->stale) memset(n->system.fresh, 1, (size_t)(dpcr_level_elements(n->S) * n->B));
     if (n->stale) memset(n->moved, 0, (size_t)(n->S * n->B) * sizeof *n->moved);

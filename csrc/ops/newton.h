@@ -118,6 +118,11 @@ void dpcr_newton_report(const struct newton *newton, double *report, int64_t B, 
 
 dpcr_status dpcr_check_newton(const dpcr_newton *options);
 
+/* Sweeps at most.  By default 40: of the chains that converge at all few need more than 25, whatever their length. */
+static inline int64_t dpcr_sweep_limit(const dpcr_newton *options, int64_t S) {
+    return options->max_sweeps < 0 ? dpcr_min(S, 40) : options->max_sweeps;
+}
+
 extern const struct newton_kernels dpcr_newton_generic[2], dpcr_newton_v3[2], dpcr_newton_v4[2];
 
 const struct newton_kernels *dpcr_newton_kernels(const dpcr_device *device, dpcr_dtype dtype);

@@ -3,6 +3,7 @@
  * The whole chain, forward: the start states of its segments by Newton's method (newton.h), a tile of
  * samples at a time where the workspace has a cap.  S = 1 is the same with nothing to solve for.
  */
+#include "ops/device.h"
 #include "ops/kernels.h"
 
 #include <math.h>
@@ -124,6 +125,22 @@ static void solve_tile(const struct solve *solve, int64_t first, int64_t samples
 
 /* ---- the calls ------------------------------------------------------------------------------- */
 
+static dpcr_status check_arrays(const dpcr_chain *chain, const dpcr_solution *solution) {
+    if (dpcr_no_states(chain)) return DPCR_OK;
+    REQUIRE(solution->z0, "solution.z0 is NULL");
+    REQUIRE(solution->z, "solution.z is NULL");
+    return DPCR_OK;
+}
+
+static dpcr_status solve_on_device(const struct solve *solve, const dpcr_plan *plan, dpcr_buffer workspace) {
+    const struct chain_solver *device = solve->exec.device->chains;
+    size_t bytes = 0;
+    if (!dpcr_no_states(solve->chain) && solve->chain->L > 0)
+        RETURN_IF(device->solve(solve->exec, solve->chain, solve->solution, plan, &solve->options, NULL, &bytes));
+    RETURN_IF(dpcr_check_workspace(workspace, bytes));
+    return device->solve(solve->exec, solve->chain, solve->solution, plan, &solve->options, workspace.data, NULL);
+}
+
 /* Fewer threads, then fewer samples at a time (a multiple of the kernels' tile where it can be) until the
  * workspace fits the cap. */
 static dpcr_status choose_tile(struct solve *solve, const dpcr_plan *plan, int64_t *tile, size_t *bytes) {
@@ -162,7 +179,7 @@ static dpcr_status prepare(dpcr_exec exec, const dpcr_chain *chain, const dpcr_s
     RETURN_IF(dpcr_check_segments(chain, plan, &S));
     *solve = (struct solve){.exec = exec, .chain = chain, .solution = solution, .S = S};
     solve->options = solution->newton ? *solution->newton : dpcr_newton_default(chain->dtype);
-    if (S > 1) return DPCR_OK;
+    if (S > 1 || exec.device->chains) return DPCR_OK;
     solve->sequential = true;
     solve->options = dpcr_newton_default(chain->dtype);
     solve->options.structure = DPCR_P_ZERO;
@@ -179,8 +196,11 @@ dpcr_status dpcr_chain_solve_workspace(dpcr_exec exec, const dpcr_chain *chain, 
     RETURN_IF(prepare(exec, chain, solution, plan, &solve));
     REQUIRE(bytes, "bytes is NULL");
     *bytes = 0;
+    if (dpcr_no_states(chain) || chain->L == 0) return DPCR_OK;
+    if (exec.device->chains)
+        return exec.device->chains->solve(exec, chain, solution, plan, &solve.options, NULL, bytes);
     int64_t tile;
-    return dpcr_no_states(chain) || chain->L == 0 ? DPCR_OK : choose_tile(&solve, plan, &tile, bytes);
+    return choose_tile(&solve, plan, &tile, bytes);
 }
 
 dpcr_status dpcr_chain_solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_solution *solution,
@@ -188,11 +208,11 @@ dpcr_status dpcr_chain_solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr
     struct solve solve = {.chain = chain, .S = 1};
     RETURN_IF(prepare(exec, chain, solution, plan, &solve));
     RETURN_IF(dpcr_check_parameters(chain));
+    RETURN_IF(check_arrays(chain, solution));
+    if (exec.device->chains) return solve_on_device(&solve, plan, workspace);
     if (solution->report)
         memset(solution->report, 0, (size_t)(DPCR_REPORT * chain->B) * sizeof *solution->report);
     if (dpcr_no_states(chain)) return DPCR_OK;
-    REQUIRE(solution->z0, "solution.z0 is NULL");
-    REQUIRE(solution->z, "solution.z is NULL");
     if (chain->L == 0) {
         memcpy(solution->z, solution->z0, (size_t)(chain->B * chain->w) * dpcr_size_of(chain->dtype));
         return DPCR_OK;

@@ -47,17 +47,17 @@ struct arena {
     size_t used;
 };
 
-static inline size_t dpcr_round_up(size_t bytes) {
+static inline DPCR_EVERYWHERE size_t dpcr_round_up(size_t bytes) {
     return (bytes + DPCR_ALIGNMENT - 1) / DPCR_ALIGNMENT * DPCR_ALIGNMENT;
 }
 
-static inline void *dpcr_take(struct arena *arena, size_t bytes) {
+static inline DPCR_EVERYWHERE void *dpcr_take(struct arena *arena, size_t bytes) {
     char *taken = arena->base ? arena->base + arena->used : NULL;
     arena->used += dpcr_round_up(bytes);
     return taken;
 }
 
-static inline size_t dpcr_size_of(dpcr_dtype dtype) {
+static inline DPCR_EVERYWHERE size_t dpcr_size_of(dpcr_dtype dtype) {
     return dtype == DPCR_F32 ? sizeof(float) : sizeof(double);
 }
 
@@ -101,12 +101,14 @@ static inline DPCR_EVERYWHERE int64_t dpcr_edge(int64_t k, int64_t L, int64_t S)
 
 struct recurrence_kernels;
 struct recurrence_solver;
+struct chain_solver;
 
 struct dpcr_device {
     const char *name;
     int index; /* where other layers keep their kernels for it: a dpcr_cpu_level */
     const struct recurrence_kernels *recurrence[2]; /* by dtype, the CPU's alone: NULL elsewhere */
     const struct recurrence_solver *solver;
+    const struct chain_solver *chains; /* NULL: the driver of csrc/ops over the kernels of `index` */
 };
 
 #ifdef __cplusplus

@@ -139,6 +139,19 @@ int block_barrier(int predicate, place at) {
 void grid_barrier(place at) {
     if (!shape.cooperative)
         fail("a grid barrier at %s:%d in a launch that is not cooperative", file_of(at), at.line);
+    running->home->gang = (int)shape.blocks;
+    wait(AT_GRID, at);
+}
+
+void gang_barrier(int blocks, place at) {
+    if (blocks == 1) {
+        wait(AT_BARRIER, at);
+        return;
+    }
+    if (!shape.cooperative || shape.blocks % blocks != 0)
+        fail("a barrier of %d blocks at %s:%d in a launch of %d that is %scooperative", blocks, file_of(at),
+             at.line, (int)shape.blocks, shape.cooperative ? "" : "not ");
+    running->home->gang = blocks;
     wait(AT_GRID, at);
 }
 
@@ -263,6 +276,7 @@ static void start_block(block *b, uint32_t number, int resident) {
     b->index = dim3(number, 0, 0);
     b->barriers = 0;
     b->count = shape.threads;
+    b->gang = 1;
     b->threads = threads + (size_t)resident * (size_t)shape.threads;
     memset(b->syncs, 0, sizeof b->syncs);
     begin_shared(b, resident, shape.shared);
@@ -304,8 +318,13 @@ static void run_blocks(int count, order *o) {
                 if (blocks[i].threads[t].state == READY) blocks[i].barriers = before + 1, alive = true;
         }
         if (!alive && shape.cooperative) {
-            if (!pass(threads, count * shape.threads, AT_GRID)) return;
-            alive = threads[0].state == READY;
+            int gang = 1; /* of all blocks: those that wait know */
+            for (int i = 0; i < count; i++) gang = blocks[i].gang > gang ? blocks[i].gang : gang;
+            for (int i = 0; i < count; i += gang) {
+                thread *first = threads + i * shape.threads;
+                if (!pass(first, gang * shape.threads, AT_GRID)) return;
+                for (int t = 0; t < gang * shape.threads; t++) alive = alive || first[t].state == READY;
+            }
             phase += alive;
         }
     }

@@ -36,6 +36,7 @@ struct block {
     uint16_t syncs[MAX_THREADS / WARP]; /* __syncwarp passed, by warp */
     thread *threads;
     int count; /* of threads */
+    int gang;  /* of blocks, that its threads wait for */
     struct shared_segment *shared;
 };
 

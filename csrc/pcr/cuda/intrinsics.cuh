@@ -7,6 +7,7 @@
 #define DEEPPCR_PCR_CUDA_INTRINSICS_H
 
 #include <cooperative_groups.h>
+#include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
 
@@ -38,8 +39,37 @@ __device__ __forceinline__ void grid_barrier() {
     cooperative_groups::this_grid().sync();
 }
 
+/* Of the blocks of a gang, that many neighbours of a cooperative launch (or one of any); `arrived` starts from 0 and
+ * serves this gang alone, 2^31 / blocks times.  What its threads wrote before, all of them see afterwards. */
+__device__ __forceinline__ void gang_barrier(unsigned *arrived, int blocks) {
+    __syncthreads();
+    if (blocks == 1) return;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const unsigned n = (unsigned)blocks, goal = (atomicAdd(arrived, 1u) / n + 1) * n;
+        while ((int)(*(volatile unsigned *)arrived - goal) < 0) {
+        }
+        __threadfence();
+    }
+    __syncthreads();
+}
+
+/* Copies 4, 8 or 16 bytes, aligned to as many, from global to shared memory without waiting for them. */
+template <int BYTES> __device__ __forceinline__ void copy_async(void *shared, const void *global) {
+    __pipeline_memcpy_async(shared, global, BYTES);
+}
+
+/* Until all copies of this thread are done; a barrier makes them known to others. */
+__device__ __forceinline__ void await_copies() {
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+}
+
 /* Of a grid; whoever has more tasks gives each block several. */
 static const int64_t kMaxBlocks = INT32_MAX;
+
+/* What a block may have of shared memory without asking for more. */
+static const size_t kPlainShared = 48 << 10;
 
 struct launch_shape {
     int64_t blocks;
@@ -60,6 +90,11 @@ cudaError_t launch(const launch_shape &shape, cudaStream_t stream, A... argument
     config.stream = stream;
     config.attrs = &together;
     config.numAttrs = shape.cooperative;
+    if (shape.shared > kPlainShared) {
+        const cudaError_t error = cudaFuncSetAttribute(
+            KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape.shared);
+        if (error != cudaSuccess) return error;
+    }
     return cudaLaunchKernelEx(&config, KERNEL, arguments...);
 }
 

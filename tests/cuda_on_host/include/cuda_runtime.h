@@ -34,6 +34,7 @@ enum cudaError_t {
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerBlock = 8,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76
@@ -69,6 +70,8 @@ dim3 grid_shape();
 /* Number of threads whose predicate holds. */
 int block_barrier(int predicate, place at);
 void grid_barrier(place at);
+/* Of so many neighbouring blocks. */
+void gang_barrier(int blocks, place at);
 uint64_t warp(warp_operation operation, unsigned mask, uint64_t value, int source, int width, place at);
 /* Storage of the block's array that is declared at `site`; count 0: the dynamic one. */
 void *shared_array(const void *site, const char *name, size_t bytes);

@@ -27,6 +27,22 @@ inline void grid_barrier(DPCR_HERE) {
     cuda_on_host::grid_barrier(at);
 }
 
+inline void gang_barrier(unsigned *, int blocks, DPCR_HERE) {
+    cuda_on_host::gang_barrier(blocks, at);
+}
+
+template <int BYTES> struct alignas(BYTES) chunk {
+    unsigned char bytes[BYTES];
+};
+
+/* Done at once: what is not waited for is found where it is read, as the barrier is missing, too. */
+template <int BYTES> inline void copy_async(void *shared, const void *global) {
+    *(chunk<BYTES> *)shared = *(const chunk<BYTES> *)global;
+}
+
+inline void await_copies() {
+}
+
 /* Few, so that blocks have several tasks here, too. */
 static const int64_t kMaxBlocks = 61;
 

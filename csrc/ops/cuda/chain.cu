@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The chains of a CUDA device: which kernels a call consists of.
+ *
+ *   solve      S = 1: sequential_kernel;  S > 1: newton_kernel
+ *   backward   S = 1: sequential_back_kernel and gradient_kernel, in chunks of steps where the workspace has a cap;
+ *              S > 1: newton_kernel, whose walks save as they go, and gradient_kernel
+ *
+ * before which, where forward has kept checkpoints, propagate_kernel computes the states again.  Nothing waits for
+ * the device.
+ */
+#include "ops/cuda/chain.h"
+
+#include "ops/cuda/launch.cuh"
+#include "ops/device.h"
+
+dpcr_status dpcr_cuda_limits(device_limits *limits) {
+    int device = 0, shared = 0;
+    RETURN_IF(launched(cudaGetDevice(&device)));
+    RETURN_IF(launched(cudaDeviceGetAttribute(&limits->processors, cudaDevAttrMultiProcessorCount, device)));
+    RETURN_IF(launched(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)));
+    limits->shared = (size_t)shared;
+    return DPCR_OK;
+}
+
+static dpcr_status check_width(const dpcr_chain *chain) {
+    if (widest_of(*chain) <= WIDEST) return DPCR_OK;
+    return dpcr_fail(DPCR_UNSUPPORTED, "chain: w and h are %lld and %lld, the CUDA device takes up to %d",
+                     (long long)chain->w, (long long)chain->h, (int)WIDEST);
+}
+
+static dpcr_status fill(dpcr_exec exec, void *data, size_t bytes) {
+    if (!data || bytes == 0) return DPCR_OK;
+    return launched(cudaMemsetAsync(data, 0, bytes, (cudaStream_t)exec.stream));
+}
+
+static dpcr_status copy(dpcr_exec exec, void *to, const void *from, size_t bytes) {
+    if (bytes == 0 || to == from) return DPCR_OK;
+    return launched(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, (cudaStream_t)exec.stream));
+}
+
+static size_t state_bytes(const dpcr_chain *chain) {
+    return (size_t)(chain->B * chain->w) * dpcr_size_of(chain->dtype);
+}
+
+static dpcr_status fits(const dpcr_plan *plan, size_t bytes) {
+    if (plan->workspace_cap == 0 || bytes <= plan->workspace_cap) return DPCR_OK;
+    return dpcr_fail(DPCR_BAD_ARGUMENT,
+                     "plan.workspace_cap is %zu bytes, the least that this chain needs is %zu",
+                     plan->workspace_cap, bytes);
+}
+
+static dpcr_status report(dpcr_exec exec, const dpcr_chain *chain, double *rows, double flops) {
+    return rows ? run_elements<report_kernel>(exec, chain->B, rows, flops) : DPCR_OK;
+}
+
+/* What both directions of Newton have in common. */
+static newton_pass make_newton(const dpcr_chain *chain, const dpcr_plan *plan, const dpcr_newton *options) {
+    newton_pass pass = {};
+    pass.chain = canonical(chain);
+    pass.S = plan->segments;
+    pass.options = *options;
+    pass.options.max_sweeps = dpcr_sweep_limit(options, pass.S);
+    pass.free = options->structure != DPCR_P_DENSE ? options->structure
+                : dpcr_has_skip(chain)             ? DPCR_P_IDENTITY
+                                                   : DPCR_P_ZERO;
+    pass.step_flops = dpcr_step_flops(chain);
+    return pass;
+}
+
+/* ---- forward ----------------------------------------------------------------------------------- */
+
+static dpcr_status propagate(dpcr_exec exec, const dpcr_chain *chain, const dpcr_propagation *arrays,
+                             int64_t segments) {
+    RETURN_IF(check_width(chain));
+    propagate_arguments a = {};
+    a.chain = canonical(chain);
+    a.S = segments;
+    a.samples = chain->B;
+    a.starts = {(void *)arrays->starts, chain->B, 0};
+    a.ends = {arrays->ends, chain->B, 0};
+    a.states = arrays->states;
+    a.tangents = arrays->tangents;
+    return dpcr_cuda_propagate(exec, a, segments);
+}
+
+/* S = 1 by teams of blocks: between checkpoints, where they are wanted, one launch a segment. */
+static dpcr_status solve_by_blocks(dpcr_exec exec, const dpcr_chain *chain, const dpcr_solution *arrays) {
+    const int64_t C = arrays->checkpoints ? dpcr_checkpoints(chain->L, 1) : 1;
+    const size_t row = state_bytes(chain);
+    propagate_arguments a = {};
+    a.chain = canonical(chain);
+    a.S = C;
+    a.samples = chain->B;
+    a.states = arrays->states;
+    char *marks = (char *)arrays->checkpoints;
+    if (marks) RETURN_IF(copy(exec, marks, arrays->z0, row));
+    for (int64_t c = 0; c < C; c++) { /* rows of starts and ends are indexed by the segment */
+        a.k0 = c;
+        a.starts = {marks ? marks : (void *)arrays->z0, chain->B, 0};
+        a.ends = {c + 1 < C ? marks + row : (char *)arrays->z - (size_t)c * row, chain->B, 0};
+        RETURN_IF(dpcr_cuda_propagate(exec, a, 1));
+    }
+    return report(exec, chain, arrays->report, (double)chain->L * dpcr_step_flops(chain));
+}
+
+static dpcr_status solve_sequentially(dpcr_exec exec, const dpcr_chain *chain, const dpcr_solution *arrays,
+                                      const device_limits &limits) {
+    sequential_pass pass = {};
+    pass.chain = canonical(chain);
+    if (!dpcr_cuda_stages(pass.chain, limits, false)) return solve_by_blocks(exec, chain, arrays);
+    pass.z0 = arrays->z0;
+    pass.z = arrays->z;
+    pass.states = arrays->states;
+    pass.checkpoints = arrays->checkpoints;
+    pass.checkpoint_count = dpcr_checkpoints(chain->L, 1);
+    pass.report = arrays->report;
+    pass.flops = (double)chain->L * dpcr_step_flops(chain);
+    return dpcr_cuda_sequential(exec, pass, limits, false);
+}
+
+static dpcr_status solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_solution *arrays,
+                         const dpcr_plan *plan, const dpcr_newton *options, void *workspace, size_t *bytes) {
+    device_limits limits;
+    RETURN_IF(check_width(chain));
+    if (bytes) *bytes = 0;
+    if (dpcr_no_states(chain) || chain->L == 0) {
+        const size_t columns = (size_t)(DPCR_REPORT * chain->B) * sizeof(double);
+        RETURN_IF(fill(exec, arrays->report, columns));
+        return chain->L == 0 ? copy(exec, arrays->z, arrays->z0, state_bytes(chain)) : DPCR_OK;
+    }
+    RETURN_IF(dpcr_cuda_limits(&limits));
+    if (plan->segments == 1) return bytes ? DPCR_OK : solve_sequentially(exec, chain, arrays, limits);
+    newton_pass pass = make_newton(chain, plan, options);
+    dpcr_cuda_newton_shape(&pass, limits, plan->workspace_cap);
+    RETURN_IF(fits(plan, dpcr_cuda_newton_workspace(pass)));
+    if (bytes) *bytes = dpcr_cuda_newton_workspace(pass);
+    if (bytes) return DPCR_OK;
+    pass.start = arrays->z0;
+    pass.guess = arrays->guess;
+    pass.states = arrays->states;
+    pass.checkpoints = arrays->checkpoints;
+    pass.end = arrays->z;
+    pass.report = arrays->report;
+    return dpcr_cuda_newton(exec, pass, limits, false, workspace);
+}
+
+/* ---- parameter gradients --------------------------------------------------------------------------- */
+
+static void add_job(gradient_pass *pass, const dpcr_pullback *arrays, dpcr_parameter which, int64_t rows,
+                    int64_t columns, int64_t x, int64_t y, bool from_state) {
+    gradient_job *job = &pass->job[which];
+    job->gradient = arrays->gparameter[which];
+    job->rows = rows;
+    job->columns = columns;
+    job->x = x;
+    job->y = y;
+    job->has_y = columns > 1 || y != 0 || from_state;
+    job->from_state = from_state;
+}
+
+/* The rows of step_back()'s saved; y = 0 of a vector: none. */
+static gradient_pass make_gradients(const dpcr_chain *chain, const dpcr_pullback *arrays,
+                                    const back_arrays &back) {
+    gradient_pass pass = {};
+    pass.chain = canonical(chain);
+    pass.arrays = back;
+    const bool norm = pass.chain.norm != DPCR_NO_NORM;
+    const int64_t w = chain->w, h = chain->h;
+    if (chain->step == DPCR_RESIDUAL) {
+        pass.layers = 1;
+        add_job(&pass, arrays, DPCR_W1, h, w, w, norm ? 3 * w + 2 * h : 0, !norm);
+        add_job(&pass, arrays, DPCR_B1, h, 1, w, 0, false);
+        add_job(&pass, arrays, DPCR_W2, w, h, 0, w + h, false);
+        add_job(&pass, arrays, DPCR_B2, w, 1, 0, 0, false);
+        add_job(&pass, arrays, DPCR_GAMMA, w, 1, w + 2 * h, 2 * w + 2 * h, false);
+        add_job(&pass, arrays, DPCR_BETA, w, 1, w + 2 * h, 0, false);
+    } else {
+        pass.layers = pass.chain.layers;
+        pass.piece = saved_pieces(pass.chain) * w;
+        add_job(&pass, arrays, DPCR_W1, w, w, 0, w - pass.piece, true);
+        add_job(&pass, arrays, DPCR_B1, w, 1, 0, 0, false);
+        add_job(&pass, arrays, DPCR_GAMMA, w, 1, 3 * w, 4 * w, false);
+        add_job(&pass, arrays, DPCR_BETA, w, 1, 3 * w, 0, false);
+    }
+    return pass;
+}
+
+static dpcr_status launch_gradients(dpcr_exec exec, const gradient_pass &pass, int64_t elements) {
+    return pass.chain.dtype == DPCR_F32 ? run_elements<gradient_kernel<float>>(exec, elements, pass)
+                                        : run_elements<gradient_kernel<double>>(exec, elements, pass);
+}
+
+/* Of steps first..last-1, none of them frozen. */
+static dpcr_status run_gradients(dpcr_exec exec, const dpcr_pullback *arrays, gradient_pass pass, int64_t first,
+                                 int64_t last) {
+    int64_t elements = 0;
+    pass.first = first;
+    for (int i = 0; i < DPCR_PARAMETERS; i++) {
+        gradient_job *job = &pass.job[i];
+        const int64_t step = pass.layers * job->rows * job->columns;
+        pass.elements[i] = job->gradient ? (last - first) * step : 0;
+        job->gradient = (char *)job->gradient + (size_t)(first * step) * dpcr_size_of(pass.chain.dtype);
+        elements += pass.elements[i];
+    }
+    (void)arrays;
+    return launch_gradients(exec, pass, elements);
+}
+
+static bool is_frozen(const dpcr_pullback *arrays, int64_t l) {
+    return arrays->frozen && arrays->frozen[l];
+}
+
+/* Rows of zeros: gradients that are empty sums. */
+static dpcr_status clear_rows(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
+                              int64_t first, int64_t last) {
+    const dpcr_chain c = canonical(chain);
+    const int64_t M = chain->step == DPCR_RESIDUAL ? 1 : c.layers, w = chain->w, h = chain->h;
+    const int64_t sizes[DPCR_PARAMETERS] = {M * h * w, M * h, w * h, w, M * w, M * w};
+    for (int i = 0; i < DPCR_PARAMETERS; i++) {
+        const size_t row = (size_t)sizes[i] * dpcr_size_of(chain->dtype);
+        char *gradient = (char *)arrays->gparameter[i];
+        if (gradient) RETURN_IF(fill(exec, gradient + (size_t)first * row, (size_t)(last - first) * row));
+    }
+    return DPCR_OK;
+}
+
+/* Steps first..last-1, run by run of those that are frozen and those that are not. */
+static dpcr_status gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
+                             const back_arrays &back, int64_t first, int64_t last) {
+    const gradient_pass pass = make_gradients(chain, arrays, back);
+    for (int64_t l = first, end = first; l < last; l = end) {
+        const bool frozen = is_frozen(arrays, l);
+        while (end < last && is_frozen(arrays, end) == frozen) end++;
+        RETURN_IF(frozen ? clear_rows(exec, chain, arrays, l, end) : run_gradients(exec, arrays, pass, l, end));
+    }
+    return DPCR_OK;
+}
+
+/* ---- backward ---------------------------------------------------------------------------------- */
+
+struct backward {
+    dpcr_exec exec;
+    const dpcr_chain *chain;
+    const dpcr_pullback *arrays;
+    device_limits limits;
+    int64_t S, units, chunk; /* a chunk is a run of that many of the units, pieces of the chain */
+    bool recompute, parameters, saves;
+    void *states, *saved, *g, *newton; /* states and saved of a chunk; g (B,w) */
+};
+
+static int64_t edge(const backward &b, int64_t unit) {
+    return dpcr_edge(unit, b.chain->L, b.units);
+}
+
+static size_t carve(backward *b, const newton_pass *newton, void *base) {
+    const dpcr_chain *chain = b->chain;
+    const size_t element = dpcr_size_of(chain->dtype);
+    const int64_t steps = dpcr_min(chain->L, b->chunk * dpcr_ceil_div(chain->L, dpcr_max(b->units, 1)));
+    const size_t rows = (size_t)(steps * chain->B) * element;
+    struct arena arena = {(char *)base, 0};
+    b->states = b->recompute ? dpcr_take(&arena, rows * (size_t)chain->w) : NULL;
+    b->saved = b->saves ? dpcr_take(&arena, rows * (size_t)saved_size(canonical(chain))) : NULL;
+    b->g = b->S == 1 ? dpcr_take(&arena, state_bytes(chain)) : NULL;
+    b->newton = newton ? dpcr_take(&arena, dpcr_cuda_newton_workspace(*newton)) : NULL;
+    return arena.used;
+}
+
+/* States and saved rows of the units u0..u1-1. */
+static dpcr_status provide(const backward &b, int64_t u0, int64_t u1, back_arrays *back) {
+    const size_t row = state_bytes(b.chain);
+    const dpcr_pullback *arrays = b.arrays;
+    *back = {};
+    back->first = edge(b, u0);
+    back->gstates = arrays->gstates;
+    back->saved = b.saved;
+    if (!b.recompute) {
+        const char *states = (const char *)arrays->states + (size_t)back->first * row;
+        back->states = states;
+        back->before = back->first == 0 ? arrays->z0 : states - row;
+        return DPCR_OK;
+    }
+    propagate_arguments a = {};
+    a.chain = canonical(b.chain);
+    a.S = b.units;
+    a.k0 = u0;
+    a.samples = b.chain->B;
+    a.starts = {(void *)arrays->checkpoints, b.chain->B, 0};
+    a.states = b.states;
+    a.origin = back->first;
+    back->states = b.states;
+    back->before = (const char *)arrays->checkpoints + (size_t)u0 * row;
+    return dpcr_cuda_propagate(b.exec, a, u1 - u0);
+}
+
+/* The sequential walk, chunk by chunk from the last. */
+static dpcr_status walk_chunks(const backward &b) {
+    const dpcr_chain *chain = b.chain;
+    const bool alone = b.parameters && !b.arrays->gz0, stages = dpcr_cuda_stages(canonical(chain), b.limits, true);
+    const int64_t stop = alone ? dpcr_first_unfrozen(b.arrays, 0, chain->L) : 0;
+    const void *g = b.arrays->gz;
+    for (int64_t u1 = b.units; u1 > 0; u1 = dpcr_max(0, u1 - b.chunk)) {
+        const int64_t u0 = dpcr_max(0, u1 - b.chunk), last = edge(b, u1);
+        back_arrays back;
+        if (last <= stop) break;
+        RETURN_IF(provide(b, u0, u1, &back));
+        const int64_t first = dpcr_max(back.first, stop);
+        void *out = u0 == 0 && b.arrays->gz0 ? b.arrays->gz0 : b.g;
+        if (stages) {
+            sequential_pass pass = {};
+            pass.chain = canonical(chain);
+            pass.first = first;
+            pass.last = last;
+            pass.arrays = back;
+            pass.gz = g;
+            pass.g = out;
+            RETURN_IF(dpcr_cuda_sequential(b.exec, pass, b.limits, true));
+        } else {
+            RETURN_IF(dpcr_cuda_pullback(b.exec, {canonical(chain), back, first, last, g, out}));
+        }
+        g = out;
+        if (b.parameters) RETURN_IF(gradients(b.exec, chain, b.arrays, back, first, last));
+    }
+    if (b.parameters) RETURN_IF(clear_rows(b.exec, chain, b.arrays, 0, stop));
+    return report(b.exec, chain, b.arrays->report, (double)(chain->L - stop) * dpcr_step_flops(chain));
+}
+
+static dpcr_status walk_segments(const backward &b, newton_pass *pass) {
+    RETURN_IF(provide(b, 0, b.units, &pass->back));
+    pass->start = b.arrays->gz;
+    pass->end = b.arrays->gz0;
+    pass->report = b.arrays->report;
+    RETURN_IF(dpcr_cuda_newton(b.exec, *pass, b.limits, true, b.newton));
+    return b.parameters ? gradients(b.exec, b.chain, b.arrays, pass->back, 0, b.chain->L) : DPCR_OK;
+}
+
+/* An empty chain, or one without samples: gradients are those of the end, and empty sums. */
+static dpcr_status backward_of_nothing(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays) {
+    RETURN_IF(fill(exec, arrays->report, (size_t)(DPCR_REPORT * chain->B) * sizeof(double)));
+    RETURN_IF(clear_rows(exec, chain, arrays, 0, chain->L));
+    if (!arrays->gz0) return DPCR_OK;
+    return arrays->gz ? copy(exec, arrays->gz0, arrays->gz, state_bytes(chain))
+                      : fill(exec, arrays->gz0, state_bytes(chain));
+}
+
+static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
+                               const dpcr_plan *plan, const dpcr_newton *options, void *workspace, size_t *bytes) {
+    RETURN_IF(check_width(chain));
+    if (bytes) *bytes = 0;
+    if (dpcr_no_states(chain) || chain->L == 0)
+        return bytes ? DPCR_OK : backward_of_nothing(exec, chain, arrays);
+    backward b = {};
+    b.exec = exec;
+    b.chain = chain;
+    b.arrays = arrays;
+    RETURN_IF(dpcr_cuda_limits(&b.limits));
+    for (int i = 0; i < DPCR_PARAMETERS; i++) b.parameters = b.parameters || arrays->gparameter[i];
+    b.S = plan->segments;
+    b.recompute = !arrays->states && arrays->checkpoints;
+    b.saves = b.parameters || canonical(chain).layers > 1;
+    b.units = b.S > 1 ? b.S : b.recompute ? dpcr_checkpoints(chain->L, 1) : chain->L;
+    b.chunk = b.units;
+    newton_pass pass = make_newton(chain, plan, options);
+    newton_pass *newton = b.S > 1 ? &pass : NULL;
+    const size_t cap = plan->workspace_cap;
+    if (newton) {
+        size_t others;
+        pass.gangs = 0;
+        pass.bytes = 0;
+        others = carve(&b, &pass, NULL);
+        dpcr_cuda_newton_shape(&pass, b.limits, cap == 0 ? 0 : cap > others ? cap - others : 1);
+    } else { /* fewer steps at a time until they fit: bisect */
+        int64_t low = 1, high = b.units;
+        while (cap > 0 && low < high) {
+            b.chunk = high - (high - low) / 2;
+            if (carve(&b, NULL, NULL) <= cap)
+                low = b.chunk;
+            else
+                high = b.chunk - 1;
+        }
+        b.chunk = cap > 0 ? low : b.units;
+    }
+    const size_t needed = carve(&b, newton, NULL);
+    RETURN_IF(fits(plan, needed));
+    if (bytes) *bytes = needed;
+    if (bytes) return DPCR_OK;
+    carve(&b, newton, workspace);
+    return newton ? walk_segments(b, newton) : walk_chunks(b);
+}
+
+/* ---- activation alone --------------------------------------------------------------------------- */
+
+static dpcr_status activate(dpcr_exec exec, const dpcr_chain *chain, int64_t count, const void *u, void *y,
+                            void *d) {
+    return chain->dtype == DPCR_F32
+               ? run_elements<activate_kernel<float>>(exec, count, *chain, (const float *)u, (float *)y, (float *)d)
+               : run_elements<activate_kernel<double>>(exec, count, *chain, (const double *)u, (double *)y,
+                                                       (double *)d);
+}
+
+const struct chain_solver dpcr_cuda_chains = {propagate, solve, backward_of, activate};

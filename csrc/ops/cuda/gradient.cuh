@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Parameter gradients from what step_back() has saved: a thread an element, which adds up the samples in their
+ * order.
+ */
+#ifndef DEEPPCR_OPS_CUDA_GRADIENT_H
+#define DEEPPCR_OPS_CUDA_GRADIENT_H
+
+#include "ops/cuda/segment.cuh"
+
+/* One parameter: element (l, m, i, c) is the sum over s of x_i y_c, in layer m of step l. */
+struct gradient_job {
+    void *gradient;         /* (-,layers,rows,columns) from step `first` of the pass on; NULL: not wanted */
+    int64_t rows, columns;  /* columns 1: a vector, and y_i instead of y_c */
+    int64_t x, y;           /* where x and y begin in a saved row, in layer 0; y of a layer may lie in the last one's */
+    bool has_y, from_state; /* from_state: y of layer 0 is the state before the step */
+};
+
+struct gradient_pass {
+    dpcr_chain chain;
+    back_arrays arrays;
+    int64_t first, layers, piece; /* piece: of a layer in a saved row */
+    int64_t elements[DPCR_PARAMETERS]; /* of each job */
+    gradient_job job[DPCR_PARAMETERS];
+};
+
+template <class T> __device__ void gradient_element(const gradient_pass &pass, const gradient_job &job, int64_t e) {
+    const dpcr_chain &chain = pass.chain;
+    const int64_t matrix = job.rows * job.columns, step = pass.layers * matrix;
+    const int64_t l = pass.first + e / step, m = e % step / matrix, i = e % matrix / job.columns;
+    const int64_t c = job.columns == 1 ? i : e % job.columns, width = saved_size(chain);
+    const T *saved = (const T *)pass.arrays.saved + (l - pass.arrays.first) * chain.B * width;
+    const T *x = saved + m * pass.piece + job.x + i, *y = saved + m * pass.piece + job.y + c;
+    const bool state = job.from_state && m == 0;
+    const int64_t y_width = state ? chain.w : width;
+    if (state) y = state_before<T>(chain, pass.arrays, l, 0) + c;
+    T sum = 0;
+    for (int64_t s = 0; s < chain.B; s++) sum = job.has_y ? fused(x[s * width], y[s * y_width], sum) : sum + x[s * width];
+    ((T *)job.gradient)[e] = sum;
+}
+
+template <class T>
+__global__ void THREADS(ELEMENT_THREADS) gradient_kernel(int64_t elements, gradient_pass pass) {
+    FOR_ELEMENTS(e, elements) {
+        int64_t inside = e;
+        int j = 0;
+        while (inside >= pass.elements[j]) inside -= pass.elements[j++];
+        gradient_element<T>(pass, pass.job[j], inside);
+    }
+}
+
+template <class T>
+__global__ void THREADS(ELEMENT_THREADS)
+    activate_kernel(int64_t elements, dpcr_chain chain, const T *u, T *y, T *d) {
+    FOR_ELEMENTS(e, elements) {
+        T in[1] = {u[e]}, value[1], slope[1];
+        activation(chain, in, value, slope);
+        y[e] = value[0];
+        if (d) d[e] = slope[0];
+    }
+}
+
+/* The report of a pass that has no sweeps. */
+__global__ inline void THREADS(ELEMENT_THREADS) report_kernel(int64_t samples, double *report, double flops) {
+    FOR_ELEMENTS(s, samples) {
+        const double column[DPCR_REPORT] = {1, 0, DPCR_CONVERGED, 0, 0, flops};
+        for (int i = 0; i < DPCR_REPORT; i++) report[i * samples + s] = column[i];
+    }
+}
+
+#endif

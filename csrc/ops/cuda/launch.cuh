@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the launchers of the chains' kernels share: the team of a chain, the device's limits; and their list.
+ */
+#ifndef DEEPPCR_OPS_CUDA_LAUNCH_H
+#define DEEPPCR_OPS_CUDA_LAUNCH_H
+
+#include "ops/cuda/gradient.cuh"
+#include "ops/cuda/newton.cuh"
+#include "ops/cuda/sequential.cuh"
+
+/* The widest vector of a chain, and of a team. */
+static inline int64_t widest_of(const dpcr_chain &chain) {
+    return dpcr_max(chain.w, chain.h);
+}
+enum { WIDEST = BLOCK_LANES * BLOCK_ROWS };
+
+/* Calls RUN<team>(...) for the team of a chain. */
+#define FOR_TEAM_OF(chain, T, RUN, ...)                          \
+    (widest_of(chain) <= 4    ? RUN<team<T, 1, 4>>(__VA_ARGS__)  \
+     : widest_of(chain) <= 8  ? RUN<team<T, 8, 1>>(__VA_ARGS__)  \
+     : widest_of(chain) <= 16 ? RUN<team<T, 16, 1>>(__VA_ARGS__) \
+     : widest_of(chain) <= 32 ? RUN<team<T, 32, 1>>(__VA_ARGS__) \
+                              : RUN<team<T, BLOCK_LANES, BLOCK_ROWS>>(__VA_ARGS__))
+
+#define FOR_DTYPE_AND_TEAM(chain, RUN, ...)                               \
+    ((chain).dtype == DPCR_F32 ? FOR_TEAM_OF(chain, float, RUN, __VA_ARGS__) \
+                               : FOR_TEAM_OF(chain, double, RUN, __VA_ARGS__))
+
+struct device_limits {
+    int processors;
+    size_t shared; /* bytes that a block may have */
+};
+
+dpcr_status dpcr_cuda_limits(device_limits *limits);
+
+/* ---- launchers; the passes come without what follows from the team -------------------------------- */
+
+/* Whether a chain fits sequential_kernel, forward or backward; else propagate and pullback serve. */
+bool dpcr_cuda_stages(const dpcr_chain &chain, const device_limits &limits, bool backward);
+dpcr_status dpcr_cuda_sequential(dpcr_exec exec, const sequential_pass &pass, const device_limits &limits,
+                                 bool backward);
+dpcr_status dpcr_cuda_propagate(dpcr_exec exec, const propagate_arguments &arguments, int64_t segments);
+dpcr_status dpcr_cuda_pullback(dpcr_exec exec, const pullback_arguments &arguments);
+/* Sets gang, gangs, bytes of a pass; the workspace is gangs pieces of bytes, and before them their counters. */
+void dpcr_cuda_newton_shape(newton_pass *pass, const device_limits &limits, size_t cap);
+size_t dpcr_cuda_newton_workspace(const newton_pass &pass);
+dpcr_status dpcr_cuda_newton(dpcr_exec exec, const newton_pass &pass, const device_limits &limits, bool backward,
+                             void *workspace);
+
+#endif

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * One team through one segment of a chain, forward or backward, with the parameters where they are; and the
+ * kernels that do this for all segments and samples at once.
+ */
+#ifndef DEEPPCR_OPS_CUDA_SEGMENT_H
+#define DEEPPCR_OPS_CUDA_SEGMENT_H
+
+#include "ops/cuda/stage.cuh"
+
+enum { SEGMENT_THREADS = 256 };
+
+/* Steps first..last-1 of a chain in slots of shared memory; first = last: none. */
+template <class T> struct resident {
+    const T *slots;
+    slot_shape shape;
+    int64_t first, last;
+};
+
+template <class TEAM>
+__device__ step_parameters<typename TEAM::T> parameters_near(const dpcr_chain &chain,
+                                                             const resident<typename TEAM::T> &near,
+                                                             int64_t l) {
+    if (l >= near.first && l < near.last)
+        return parameters_in<TEAM>(near.shape, near.slots + (l - near.first) * near.shape.size);
+    return parameters_of<TEAM>(chain, l);
+}
+
+template <class T> __device__ T *state_row(const dpcr_chain &chain, const void *states, int64_t l, int64_t s) {
+    return (T *)states + (l * chain.B + s) * chain.w;
+}
+
+template <class T> __device__ T *segment_row(const segment_rows &rows, int64_t k, int64_t s, int64_t w) {
+    return (T *)rows.data + (k * rows.samples + rows.first + s) * w;
+}
+
+/* z through steps first..last-1; states (-,B,w), step `origin` its first row, or NULL */
+template <class TEAM>
+__device__ void walk(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near,
+                     int64_t first, int64_t last, int64_t s, void *states, int64_t origin,
+                     typename TEAM::T (&z)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    for (int64_t l = first; l < last; l++) {
+        step_forward(at, chain, parameters_near<TEAM>(chain, near, l), z);
+        if (states) store_rows(at, (int)chain.w, z, state_row<T>(chain, states, l - origin, s));
+    }
+}
+
+/* The thread's own rows of a vector of n, added up. */
+template <class TEAM>
+__device__ typename TEAM::T sum_own(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS]) {
+    typename TEAM::T sum = 0;
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) sum += row_of(at, r) < n ? x[r] : 0;
+    return sum;
+}
+
+/* A product of Jacobians to be: element (i, c) at i * row + c * column. */
+template <class T> struct tangent_place {
+    T *data;
+    int64_t row, column;
+};
+
+/* As walk(), with the product of the steps' Jacobians; returns the largest row sum of magnitudes of what it
+ * stores (of a product that is stored transposed: its largest column sum). */
+template <class TEAM>
+__device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chain,
+                                          const resident<typename TEAM::T> &near, int64_t first, int64_t last,
+                                          int64_t s, void *states, int64_t origin,
+                                          const tangent_place<typename TEAM::T> &P,
+                                          typename TEAM::T (&z)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    const int w = (int)chain.w;
+    const bool by_columns = P.row == 1 && w > 1;
+    T largest = 0;
+    if constexpr (TEAM::BLOCK) { /* column by column, from the start each time */
+        T start[TEAM::ROWS], sums[TEAM::ROWS] = {};
+        copy_rows(z, start);
+        for (int c = 0; c < w; c++) {
+            T v[TEAM::ROWS];
+            copy_rows(start, z);
+            UNROLL for (int r = 0; r < TEAM::ROWS; r++) v[r] = row_of(at, r) == c ? 1 : 0;
+            for (int64_t l = first; l < last; l++) {
+                step_tangent(at, chain, parameters_near<TEAM>(chain, near, l), z, v);
+                if (states && c == 0) store_rows(at, w, z, state_row<T>(chain, states, l - origin, s));
+            }
+            UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+                if (row_of(at, r) >= w) continue;
+                P.data[row_of(at, r) * P.row + c * P.column] = v[r];
+                sums[r] += v[r] < 0 ? -v[r] : v[r];
+            }
+            if (by_columns) {
+                UNROLL for (int r = 0; r < TEAM::ROWS; r++) sums[r] = v[r] < 0 ? -v[r] : v[r];
+                const T sum = reduce_lanes(at, sum_own(at, w, sums), [](T a, T b) { return a + b; });
+                largest = sum > largest || sum != sum ? sum : largest;
+            }
+        }
+        if (!by_columns) largest = (T)norm_rows(at, w, sums);
+    } else {
+        columns<TEAM> V;
+        UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
+            i == at.lane * TEAM::ROWS + q ? 1 : 0;
+        for (int64_t l = first; l < last; l++) {
+            step_columns(at, chain, parameters_near<TEAM>(chain, near, l), z, V);
+            if (states) store_rows(at, w, z, state_row<T>(chain, states, l - origin, s));
+        }
+        T column[TEAM::ROWS] = {};
+        UNROLL for (int i = 0; i < TEAM::N; i++) {
+            T sum = 0;
+            UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
+                const int c = at.lane * TEAM::ROWS + q;
+                if (c >= w || i >= w) continue;
+                P.data[i * P.row + c * P.column] = V.v[q][i];
+                const T size = V.v[q][i] < 0 ? -V.v[q][i] : V.v[q][i];
+                sum += size;
+                column[q] += size;
+            }
+            if (by_columns) continue;
+            sum = reduce_lanes(at, sum, [](T a, T b) { return a + b; });
+            largest = sum > largest || sum != sum ? sum : largest;
+        }
+        if (by_columns) { /* N alone: columns beyond w hold zeros */
+            UNROLL for (int q = 0; q < TEAM::ROWS; q++) largest =
+                column[q] > largest || column[q] != column[q] ? column[q] : largest;
+            largest = reduce_lanes(at, largest, [](T a, T b) { return b > a || b != b ? b : a; });
+        }
+    }
+    return largest;
+}
+
+/* The arrays of a backward pass that its steps read and write. */
+struct back_arrays {
+    int64_t first;       /* the step that rows of states and saved begin with */
+    const void *before;  /* (B,w) the state before it */
+    const void *states;  /* (-,B,w) */
+    const void *gstates; /* (L,B,w) or NULL */
+    void *saved;         /* (-,B,saved_size), or NULL: no parameter gradients, and no need of it */
+};
+
+template <class T>
+__device__ const T *state_before(const dpcr_chain &chain, const back_arrays &arrays, int64_t l, int64_t s) {
+    return l == arrays.first ? state_row<T>(chain, arrays.before, 0, s)
+                             : state_row<T>(chain, arrays.states, l - 1 - arrays.first, s);
+}
+
+/* g back through steps last-1..first */
+template <class TEAM>
+__device__ void walk_back(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near,
+                          const back_arrays &arrays, int64_t first, int64_t last, int64_t s,
+                          typename TEAM::T (&g)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    const int w = (int)chain.w;
+    const bool plain = is_plain(chain);
+    T after[TEAM::ROWS], before[TEAM::ROWS];
+    copy_rows(g, before);
+    if (last > first) load_rows(at, w, state_row<T>(chain, arrays.states, last - 1 - arrays.first, s), before);
+    for (int64_t l = last - 1; l >= first; l--) {
+        T *saved = NULL;
+        copy_rows(before, after);
+        if (l > first || !plain) /* a plain step needs what comes after it alone */
+            load_rows(at, w, state_before<T>(chain, arrays, l, s), before);
+        if (arrays.gstates) {
+            T extra[TEAM::ROWS];
+            load_rows(at, w, state_row<T>(chain, arrays.gstates, l, s), extra);
+            UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] += extra[r];
+        }
+        if (arrays.saved)
+            saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + s) * saved_size(chain);
+        step_back(at, chain, parameters_near<TEAM>(chain, near, l), before, after, saved, g);
+    }
+}
+
+/* ---- kernels ----------------------------------------------------------------------------------- */
+
+/* The team's number in the grid, and how many there are. */
+template <class TEAM> __device__ int64_t team_number() {
+    return ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / TEAM::LANES;
+}
+
+template <class TEAM> __device__ int64_t team_count() {
+    return (int64_t)gridDim.x * (blockDim.x / TEAM::LANES);
+}
+
+/* What a block team exchanges through; others need none. */
+#define TEAM_HERE(TEAM, name)                                      \
+    SHARED(typename TEAM::T, name##_exchange, TEAM::BLOCK ? 2 * TEAM::N : 1); \
+    const TEAM name = this_team<TEAM>(name##_exchange)
+
+/* Segments k0..k1-1 of S, as a propagate_pass has them.  tasks: segments x samples */
+struct propagate_arguments {
+    dpcr_chain chain;
+    int64_t S, k0, samples;
+    segment_rows starts, ends; /* ends.data NULL: not kept */
+    void *states;              /* (-,B,w) from step `origin` on, or NULL */
+    int64_t origin;
+    void *tangents; /* (S,B,w,w), or NULL */
+};
+
+template <class TEAM>
+__global__ void THREADS(SEGMENT_THREADS) propagate_kernel(int64_t tasks, propagate_arguments a) {
+    typedef typename TEAM::T T;
+    TEAM_HERE(TEAM, at);
+    const dpcr_chain &chain = a.chain;
+    const int w = (int)chain.w;
+    const resident<T> nothing = {};
+    for (int64_t task = team_number<TEAM>(); task < tasks; task += team_count<TEAM>()) {
+        const int64_t k = a.k0 + task / a.samples, s = task % a.samples;
+        const int64_t first = dpcr_edge(k, chain.L, a.S), last = dpcr_edge(k + 1, chain.L, a.S);
+        T z[TEAM::ROWS];
+        load_rows(at, w, segment_row<T>(a.starts, k, s, w), z);
+        if (a.tangents) {
+            const tangent_place<T> P = {(T *)a.tangents + (k * a.samples + s) * w * w, w, 1};
+            walk_tangents(at, chain, nothing, first, last, s, a.states, a.origin, P, z);
+        } else {
+            walk(at, chain, nothing, first, last, s, a.states, a.origin, z);
+        }
+        if (a.ends.data) store_rows(at, w, z, segment_row<T>(a.ends, k, s, w));
+    }
+}
+
+/* Steps first..last-1 backwards, a team a sample: what sequential_back_kernel is for teams of a block. */
+struct pullback_arguments {
+    dpcr_chain chain;
+    back_arrays arrays;
+    int64_t first, last;
+    const void *gz; /* (B,w) or NULL */
+    void *g;        /* (B,w) or NULL; may be gz */
+};
+
+template <class TEAM>
+__global__ void THREADS(SEGMENT_THREADS) pullback_kernel(int64_t samples, pullback_arguments a) {
+    typedef typename TEAM::T T;
+    TEAM_HERE(TEAM, at);
+    const dpcr_chain &chain = a.chain;
+    const int w = (int)chain.w;
+    const resident<T> nothing = {};
+    for (int64_t s = team_number<TEAM>(); s < samples; s += team_count<TEAM>()) {
+        T g[TEAM::ROWS];
+        load_rows(at, w, a.gz ? state_row<T>(chain, a.gz, 0, s) : NULL, g);
+        walk_back(at, chain, nothing, a.arrays, a.first, a.last, s, g);
+        if (a.g) store_rows(at, w, g, state_row<T>(chain, a.g, 0, s));
+    }
+}
+
+#endif

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The chain, one step after another: a block walks a tile of samples through all of it, a team a sample.  Its first
+ * warps compute; the others bring the parameters of the next `chunk` steps into shared memory meanwhile, so that
+ * no step waits for device memory.
+ */
+#ifndef DEEPPCR_OPS_CUDA_SEQUENTIAL_H
+#define DEEPPCR_OPS_CUDA_SEQUENTIAL_H
+
+#include "ops/cuda/segment.cuh"
+
+enum { SEQUENTIAL_THREADS = 256 };
+
+struct sequential_pass {
+    dpcr_chain chain;
+    slot_shape slot;
+    int chunk;              /* steps of a buffer */
+    int compute;            /* threads that do */
+    int64_t tile;           /* samples of a block; a team whose sample does not exist waits */
+    const void *z0;         /* (B,w) */
+    void *z, *states;       /* (B,w); (L,B,w) or NULL */
+    void *checkpoints;      /* (C,B,w) or NULL */
+    int64_t checkpoint_count;
+    double *report;         /* (DPCR_REPORT,B) or NULL */
+    double flops;           /* of a sample */
+
+    /* backward alone: steps first..last-1 */
+    int64_t first, last;
+    back_arrays arrays;
+    const void *gz; /* (B,w) after step last - 1, or NULL: zero */
+    void *g;        /* (B,w) before step `first`, or NULL; may be gz */
+};
+
+template <class TEAM>
+__device__ void report_sequential(const TEAM &at, const sequential_pass &pass, int64_t s) {
+    if (!pass.report || at.lane != 0) return;
+    const double column[DPCR_REPORT] = {1, 0, DPCR_CONVERGED, 0, 0, pass.flops};
+    for (int i = 0; i < DPCR_REPORT; i++) pass.report[i * pass.chain.B + s] = column[i];
+}
+
+/* ---- forward ----------------------------------------------------------------------------------- */
+
+/* Next checkpoint of a walk: number c lies before step `step`. */
+struct checkpoint {
+    int64_t c, step;
+};
+
+template <class TEAM>
+__device__ void walk_chunk(const TEAM &at, const sequential_pass &pass, int64_t s, int64_t first,
+                           int64_t last, const typename TEAM::T *slots, checkpoint *mark,
+                           typename TEAM::T (&z)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    const dpcr_chain &chain = pass.chain;
+    for (int64_t l = first; l < last; l++) {
+        if (pass.checkpoints && l == mark->step) {
+            store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.checkpoints, mark->c, s));
+            mark->step = dpcr_edge(++mark->c, chain.L, pass.checkpoint_count);
+        }
+        step_forward(at, chain, parameters_in<TEAM>(pass.slot, slots + (l - first) * pass.slot.size), z);
+        if (pass.states) store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.states, l, s));
+    }
+}
+
+template <class TEAM>
+__global__ void THREADS(SEQUENTIAL_THREADS) sequential_kernel(int64_t tiles, sequential_pass pass) {
+    typedef typename TEAM::T T;
+    DYNAMIC_SHARED(T, slots);
+    const dpcr_chain &chain = pass.chain;
+    const int t = (int)threadIdx.x - pass.compute, loaders = (int)blockDim.x - pass.compute;
+    const int buffer = pass.chunk * pass.slot.size;
+    const int64_t chunks = dpcr_ceil_div(chain.L, pass.chunk);
+    const TEAM at = this_team<TEAM>(NULL);
+    stage_zeros(slots, 2 * buffer, (int)threadIdx.x, (int)blockDim.x);
+    __syncthreads(); /* before copies land */
+    FOR_TASKS(tile, tiles) {
+        const int64_t s = tile * pass.tile + threadIdx.x / TEAM::LANES;
+        const bool walks = t < 0 && s < chain.B;
+        T z[TEAM::ROWS] = {};
+        checkpoint mark = {0, 0};
+        if (walks) load_rows(at, (int)chain.w, state_row<T>(chain, pass.z0, 0, s), z);
+        for (int64_t c = -1; c < chunks; c++) {
+            const int64_t first = c * pass.chunk, next = first + pass.chunk;
+            if (t >= 0 && c + 1 < chunks) {
+                T *to = slots + (c + 1) % 2 * buffer;
+                for (int64_t l = next; l < dpcr_min(next + pass.chunk, chain.L); l++)
+                    stage_step<TEAM>(chain, pass.slot, l, to + (l - next) * pass.slot.size, t, loaders);
+                await_copies();
+            }
+            if (walks && c >= 0)
+                walk_chunk(at, pass, s, first, dpcr_min(next, chain.L), slots + c % 2 * buffer, &mark, z);
+            __syncthreads(); /* the next chunk is there, and this one's buffer free */
+        }
+        if (walks) {
+            store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.z, 0, s));
+            report_sequential(at, pass, s);
+        }
+    }
+}
+
+/* ---- backward ---------------------------------------------------------------------------------- */
+
+/* A buffer holds chunk slots, then (chunk,tile,w) states: after a step where the chain is plain, else before it. */
+template <class TEAM>
+__device__ void stage_back(const sequential_pass &pass, int64_t l, int64_t s0, int slot_index,
+                           typename TEAM::T *buffer, int t, int count) {
+    typedef typename TEAM::T T;
+    const dpcr_chain &chain = pass.chain;
+    const int64_t samples = dpcr_min(pass.tile, chain.B - s0);
+    stage_step<TEAM>(chain, pass.slot, l, buffer + slot_index * pass.slot.size, t, count);
+    const T *from = state_before<T>(chain, pass.arrays, is_plain(chain) ? l + 1 : l, s0);
+    stage_vector(from, (int)(samples * chain.w),
+                 buffer + pass.chunk * pass.slot.size + slot_index * pass.tile * chain.w, t, count);
+}
+
+template <class TEAM>
+__device__ void walk_chunk_back(const TEAM &at, const sequential_pass &pass, int64_t s, int64_t first,
+                                int64_t last, const typename TEAM::T *buffer,
+                                typename TEAM::T (&g)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    const dpcr_chain &chain = pass.chain;
+    const int w = (int)chain.w;
+    const T *states = buffer + pass.chunk * pass.slot.size + s % pass.tile * w;
+    for (int64_t l = last - 1; l >= first; l--) {
+        T z[TEAM::ROWS], extra[TEAM::ROWS], *saved = NULL;
+        load_rows(at, w, states + (l - first) * pass.tile * w, z);
+        if (pass.arrays.gstates) {
+            load_rows(at, w, state_row<T>(chain, pass.arrays.gstates, l, s), extra);
+            UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] += extra[r];
+        }
+        if (pass.arrays.saved)
+            saved = (T *)pass.arrays.saved + ((l - pass.arrays.first) * chain.B + s) * saved_size(chain);
+        step_back(at, chain, parameters_in<TEAM>(pass.slot, buffer + (l - first) * pass.slot.size), z, z,
+                  saved, g);
+    }
+}
+
+template <class TEAM>
+__global__ void THREADS(SEQUENTIAL_THREADS) sequential_back_kernel(int64_t tiles, sequential_pass pass) {
+    typedef typename TEAM::T T;
+    DYNAMIC_SHARED(T, slots);
+    const dpcr_chain &chain = pass.chain;
+    const int t = (int)threadIdx.x - pass.compute, loaders = (int)blockDim.x - pass.compute;
+    const int64_t begin = pass.first, chunks = dpcr_ceil_div(pass.last - begin, pass.chunk);
+    const int buffer = pass.chunk * (pass.slot.size + (int)(pass.tile * chain.w));
+    const TEAM at = this_team<TEAM>(NULL);
+    stage_zeros(slots, 2 * buffer, (int)threadIdx.x, (int)blockDim.x);
+    __syncthreads(); /* before copies land */
+    FOR_TASKS(tile, tiles) {
+        const int64_t s0 = tile * pass.tile, s = s0 + threadIdx.x / TEAM::LANES;
+        const bool walks = t < 0 && s < chain.B;
+        T g[TEAM::ROWS] = {};
+        if (walks) load_rows(at, (int)chain.w, pass.gz ? state_row<T>(chain, pass.gz, 0, s) : NULL, g);
+        for (int64_t c = -1; c < chunks; c++) { /* chunk c, from the last: steps low..high-1 */
+            const int64_t high = pass.last - c * pass.chunk, low = dpcr_max(high - pass.chunk, begin);
+            if (t >= 0 && c + 1 < chunks) {
+                const int64_t next = dpcr_max(low - pass.chunk, begin), end = c < 0 ? pass.last : low;
+                const int64_t start = c < 0 ? dpcr_max(end - pass.chunk, begin) : next;
+                for (int64_t l = start; l < end; l++)
+                    stage_back<TEAM>(pass, l, s0, (int)(l - start), slots + (c + 1) % 2 * buffer, t, loaders);
+                await_copies();
+            }
+            if (walks && c >= 0) walk_chunk_back(at, pass, s, low, high, slots + c % 2 * buffer, g);
+            __syncthreads(); /* the next chunk is there, and this one's buffer free */
+        }
+        if (walks) {
+            if (pass.g) store_rows(at, (int)chain.w, g, state_row<T>(chain, pass.g, 0, s));
+            report_sequential(at, pass, s);
+        }
+    }
+}
+
+#endif

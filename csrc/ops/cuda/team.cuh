@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A team of threads holds vectors of up to N = LANES ROWS numbers in registers: thread `lane` the rows lane,
+ * lane + LANES, ...  Rows beyond a vector's length hold anything, and are selected away where vectors meet.
+ *
+ *   LANES 1, ROWS 4           a thread, vectors of up to 4
+ *   LANES 8, 16, 32, ROWS 1   neighbours in a warp; they meet by shuffles
+ *   LANES 256, ROWS 4         a block, vectors of up to 1024; they meet in shared memory
+ *
+ * Which one works on a chain follows from its widths alone, so that every pass over it has the same bits.
+ */
+#ifndef DEEPPCR_OPS_CUDA_TEAM_H
+#define DEEPPCR_OPS_CUDA_TEAM_H
+
+#include "pcr/cuda/run.cuh"
+
+static constexpr int TEAM_WARP = 32, BLOCK_LANES = 256, BLOCK_ROWS = 4, BLOCK_WARPS = BLOCK_LANES / TEAM_WARP;
+
+template <class T_, int LANES_, int ROWS_> struct team {
+    typedef T_ T;
+    static constexpr int LANES = LANES_, ROWS = ROWS_, N = LANES_ * ROWS_;
+    static constexpr bool BLOCK = LANES_ == BLOCK_LANES;
+    /* Elements of 16 bytes, and a row's stride in shared memory: an odd number of them, so that eight rows lie in
+     * different banks. */
+    static constexpr int PACK = 16 / sizeof(T_), STRIDE = LANES_ == 1 ? N : N + PACK;
+    int lane;
+    unsigned mask; /* of the warp's lanes */
+    T_ *exchange;  /* a block's: 2 N numbers in shared memory */
+};
+
+template <class TEAM> __device__ TEAM this_team(typename TEAM::T *exchange) {
+    TEAM at;
+    at.lane = (int)threadIdx.x % TEAM::LANES;
+    const int first = (int)threadIdx.x % TEAM_WARP / TEAM::LANES * TEAM::LANES;
+    at.mask = TEAM::LANES >= TEAM_WARP ? 0xffffffffu : ((1u << TEAM::LANES % TEAM_WARP) - 1) << first;
+    at.exchange = exchange;
+    return at;
+}
+
+/* Waits for the team; what its threads have written, all of them see. */
+template <class TEAM> __device__ void meet(const TEAM &at) {
+    if constexpr (TEAM::BLOCK)
+        __syncthreads();
+    else if constexpr (TEAM::LANES > 1)
+        __syncwarp(at.mask);
+}
+
+template <class TEAM> __device__ int row_of(const TEAM &at, int r) {
+    return at.lane + r * TEAM::LANES;
+}
+
+template <class TEAM>
+__device__ void load_rows(const TEAM &at, int n, const typename TEAM::T *from,
+                          typename TEAM::T (&x)[TEAM::ROWS]) {
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        const int row = row_of(at, r);
+        x[r] = from && row < n ? from[row] : 0;
+    }
+}
+
+template <class TEAM>
+__device__ void store_rows(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS],
+                           typename TEAM::T *to) {
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) if (row_of(at, r) < n) to[row_of(at, r)] = x[r];
+}
+
+template <class T, int ROWS> __device__ void copy_rows(const T (&from)[ROWS], T (&to)[ROWS]) {
+    UNROLL for (int r = 0; r < ROWS; r++) to[r] = from[r];
+}
+
+/* ---- sums and maxima over a vector, the same in all threads ----------------------------------- */
+
+/* Over the lanes: log2 LANES levels in a warp, then the warps of a block in their order. */
+template <class TEAM, class V, class F> __device__ V reduce_lanes(const TEAM &at, V value, F join) {
+    UNROLL for (int d = (TEAM::BLOCK ? TEAM_WARP : TEAM::LANES) / 2; d > 0; d /= 2) value =
+        join(value, __shfl_xor_sync(at.mask, value, d, TEAM::BLOCK ? TEAM_WARP : TEAM::LANES));
+    if constexpr (TEAM::BLOCK) {
+        SHARED(V, parts, BLOCK_WARPS);
+        __syncthreads(); /* nobody still reads parts */
+        if (at.lane % TEAM_WARP == 0) parts[at.lane / TEAM_WARP] = value;
+        __syncthreads(); /* parts are complete */
+        value = parts[0];
+        for (int i = 1; i < BLOCK_WARPS; i++) value = join(value, parts[i]);
+    }
+    return value;
+}
+
+template <class TEAM>
+__device__ typename TEAM::T sum_rows(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS],
+                                     const typename TEAM::T (&y)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    T sum = 0;
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) sum = row_of(at, r) < n ? fused(x[r], y[r], sum) : sum;
+    return reduce_lanes(at, sum, [](T a, T b) { return a + b; });
+}
+
+/* Largest |x|; NaN where there is one, and inf where one is. */
+template <class TEAM>
+__device__ double norm_rows(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    T most = 0; /* NaN counts as more than all numbers, but for inf */
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        const T size = row_of(at, r) < n ? (x[r] < 0 ? -x[r] : x[r]) : 0;
+        most = size > most || (size != size && most < T(INFINITY)) ? size : most;
+    }
+    return (double)reduce_lanes(at, most, [](T a, T b) {
+        if (a != a) return b == T(INFINITY) ? b : a;
+        return b > a || (b != b && a < T(INFINITY)) ? b : a;
+    });
+}
+
+template <class TEAM> __device__ bool all_lanes(const TEAM &at, bool value) {
+    return reduce_lanes(at, (int)value, [](int a, int b) { return a & b; }) != 0;
+}
+
+/* ---- products with matrices -------------------------------------------------------------------- */
+
+/* Row-major, in global or shared memory.  packed: every row has N readable columns, those beyond the matrix 0,
+ * and is aligned to 16 bytes. */
+template <class T> struct weights {
+    const T *data;
+    int stride;
+    bool packed;
+};
+
+struct alignas(16) pack16 {
+    unsigned char bytes[16];
+};
+
+template <class TEAM>
+__device__ void load_matrix_row(const weights<typename TEAM::T> &W, int row, int n,
+                                typename TEAM::T (&out)[TEAM::N]) {
+    typedef typename TEAM::T T;
+    const T *from = W.data + (int64_t)row * W.stride;
+    if (W.packed) {
+        UNROLL for (int c = 0; c < TEAM::N; c += TEAM::PACK) {
+            const pack16 four = *(const pack16 *)(from + c);
+            __builtin_memcpy(out + c, &four, sizeof four);
+        }
+    } else {
+        UNROLL for (int c = 0; c < TEAM::N; c++) out[c] = c < n ? from[c] : T(0);
+    }
+}
+
+/* All rows of x, in every thread; 0 beyond n. */
+template <class TEAM>
+__device__ void gather(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS],
+                       typename TEAM::T (&all)[TEAM::N]) {
+    typedef typename TEAM::T T;
+    UNROLL for (int c = 0; c < TEAM::N; c++) {
+        T value = x[c / TEAM::LANES];
+        if constexpr (TEAM::LANES > 1) value = __shfl_sync(at.mask, value, c % TEAM::LANES, TEAM::LANES);
+        all[c] = c < n ? value : T(0);
+    }
+}
+
+/* Four sums, so that an addition need not wait for the last one. */
+template <class T, int N> __device__ T dot(const T (&a)[N], const T (&b)[N], T start) {
+    T sum[4] = {start, 0, 0, 0};
+    UNROLL for (int c = 0; c < N; c++) sum[c % 4] = fused(a[c], b[c], sum[c % 4]);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* y = W x + b by a block: a warp takes four rows at a time, its lanes their columns. */
+template <class TEAM>
+__device__ void block_times(const TEAM &at, const weights<typename TEAM::T> &W, int n_out, int n_in,
+                            const typename TEAM::T (&x)[TEAM::ROWS], typename TEAM::T (&y)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    enum { AT_ONCE = 4 };
+    T *in = at.exchange, *out = at.exchange + TEAM::N;
+    const int lane = at.lane % TEAM_WARP, warp = at.lane / TEAM_WARP;
+    store_rows(at, n_in, x, in);
+    __syncthreads(); /* in is complete, and nobody still reads out */
+    for (int i0 = warp; i0 < n_out; i0 += BLOCK_WARPS * AT_ONCE) {
+        T sum[AT_ONCE] = {};
+        for (int c = lane; c < n_in; c += TEAM_WARP)
+            UNROLL for (int q = 0; q < AT_ONCE; q++) if (i0 + q * BLOCK_WARPS < n_out) sum[q] =
+                fused(W.data[(int64_t)(i0 + q * BLOCK_WARPS) * W.stride + c], in[c], sum[q]);
+        UNROLL for (int q = 0; q < AT_ONCE; q++) {
+            UNROLL for (int d = TEAM_WARP / 2; d > 0; d /= 2) sum[q] +=
+                __shfl_xor_sync(0xffffffffu, sum[q], d);
+            if (lane == 0 && i0 + q * BLOCK_WARPS < n_out) out[i0 + q * BLOCK_WARPS] = sum[q];
+        }
+    }
+    __syncthreads(); /* out is complete, and nobody still reads in */
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) y[r] = row_of(at, r) < n_out ? out[row_of(at, r)] : 0;
+}
+
+/* y = W^T x by a block: a thread a column; where there are more threads, they share its rows. */
+template <class TEAM>
+__device__ void block_times_transposed(const TEAM &at, const weights<typename TEAM::T> &W, int n_out,
+                                       int n_in, const typename TEAM::T (&x)[TEAM::ROWS],
+                                       typename TEAM::T (&y)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    T *in = at.exchange, *out = at.exchange + TEAM::N;
+    int columns = TEAM_WARP;
+    while (columns < n_in && columns < BLOCK_LANES) columns *= 2;
+    const int shares = BLOCK_LANES / columns, share = at.lane / columns;
+    store_rows(at, n_out, x, in);
+    __syncthreads(); /* in is complete, and nobody still reads out */
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        const int c = at.lane % columns + r * BLOCK_LANES;
+        T sum[2] = {};
+        int i = share;
+        for (; c < n_in && i + shares < n_out; i += 2 * shares)
+            UNROLL for (int q = 0; q < 2; q++) sum[q] =
+                fused(W.data[(int64_t)(i + q * shares) * W.stride + c], in[i + q * shares], sum[q]);
+        if (c < n_in && i < n_out) sum[0] = fused(W.data[(int64_t)i * W.stride + c], in[i], sum[0]);
+        if (c < n_in || r == 0) out[at.lane + r * BLOCK_LANES] = sum[0] + sum[1];
+    }
+    __syncthreads(); /* out is complete, and nobody still reads in */
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        y[r] = 0;
+        for (int s = 0; s < shares && row_of(at, r) < n_in; s++) y[r] += out[row_of(at, r) + s * columns];
+    }
+}
+
+/* y = W x + b */
+template <class TEAM>
+__device__ void times(const TEAM &at, const weights<typename TEAM::T> &W, int n_out, int n_in,
+                      const typename TEAM::T (&x)[TEAM::ROWS], const typename TEAM::T (&b)[TEAM::ROWS],
+                      typename TEAM::T (&y)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    if constexpr (TEAM::BLOCK) {
+        T product[TEAM::ROWS];
+        block_times(at, W, n_out, n_in, x, product);
+        UNROLL for (int r = 0; r < TEAM::ROWS; r++) y[r] = product[r] + b[r];
+    } else {
+        T all[TEAM::N], row[TEAM::N];
+        gather(at, n_in, x, all);
+        UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+            y[r] = 0;
+            if (row_of(at, r) >= n_out) continue;
+            load_matrix_row<TEAM>(W, row_of(at, r), n_in, row);
+            y[r] = dot<T, TEAM::N>(row, all, b[r]);
+        }
+    }
+}
+
+/* y = W^T x, W (n_out,n_in) */
+template <class TEAM>
+__device__ void times_transposed(const TEAM &at, const weights<typename TEAM::T> &W, int n_out, int n_in,
+                                 const typename TEAM::T (&x)[TEAM::ROWS],
+                                 typename TEAM::T (&y)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    if constexpr (TEAM::BLOCK) {
+        T product[TEAM::ROWS];
+        block_times_transposed(at, W, n_out, n_in, x, product);
+        copy_rows(product, y);
+    } else {
+        T all[TEAM::N], column[TEAM::N];
+        gather(at, n_out, x, all);
+        UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+            y[r] = 0;
+            if (row_of(at, r) >= n_in) continue;
+            UNROLL for (int i = 0; i < TEAM::N; i++) column[i] =
+                i < n_out ? W.data[(int64_t)i * W.stride + row_of(at, r)] : T(0);
+            y[r] = dot<T, TEAM::N>(column, all, 0);
+        }
+    }
+}
+
+#endif
