@@ -22,7 +22,7 @@ done := $(VENV)/.deeppcr
 # Directories too, so that a file that went away counts as a change.
 package_sources := CMakeLists.txt pyproject.toml LICENSE README.md \
     $(shell find cmake csrc shim torch_deeppcr -name __pycache__ -prune -o -print)
-python_folders := torch_deeppcr tests examples benchmarks .ci
+python_folders := torch_deeppcr tests examples benchmarks scripts .ci
 c_files := $(shell find csrc shim tests/c tests/cuda_on_host examples -name '*.[ch]' -o -name '*.inl' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 help: ## this list

@@ -3,9 +3,11 @@
 - `pip install .` with pip's build isolation installs this package and nothing else, least of all
   another torch.
 - The wheel is py3-none: one for every Python.
-- The library uses LibTorch's stable ABI, no symbol of it newer than torch 2.10 (weak ones excepted:
-  they may be missing), needs libtorch_cpu.so, and nothing that is not on every machine with torch.
-- No directory of the machine that built it is in the library.
+- It holds one library, and one for CUDA tensors where torch has CUDA.
+- The libraries use LibTorch's stable ABI, no symbol of it newer than torch 2.10 (weak ones
+  excepted: they may be missing), need libtorch_cpu.so, and nothing that is not on every machine
+  with torch.
+- They export nothing, and no directory of the machine that built them is inside.
 - The C core allocates, prints and exits nowhere and reads no environment variable.
 """
 
@@ -18,7 +20,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OLDEST_TORCH = (2, 10)
+CUDA = "libdeeppcr_torch_cuda.so"
 NEEDED = r"libtorch_cpu\.so|lib(c|m)\.so\.6|libstdc\+\+\.so\.6|libgcc_s\.so\.1|ld-linux.*"
+# glibc's as well, before 2.34
+NEEDED_CUDA = NEEDED + r"|libtorch_cuda\.so|lib(dl|rt|pthread)\.so\.\d"
 # What the core promises not to do (csrc/pcr/pcr.h); snprintf into its own buffer is no output.
 FORBIDDEN = set(
     """malloc calloc realloc aligned_alloc posix_memalign free abort exit __assert_fail getenv
@@ -41,8 +46,8 @@ def undefined(library: Path, *options: str) -> set[str]:
     return {line.split()[-1].split("@")[0] for line in lines if re.search(r" U \S+$", line)}
 
 
-def install() -> Path:
-    """Runs pip install . and returns the library that it installed."""
+def install() -> list[Path]:
+    """Runs pip install . and returns the libraries that it installed."""
     report = REPOSITORY / "build" / "pip-report.json"
     report.parent.mkdir(exist_ok=True)
     run(sys.executable, "-m", "pip", "install", "--quiet", "--report", report, REPOSITORY)
@@ -53,18 +58,25 @@ def install() -> Path:
     tag = re.search(r"^Tag: (.*)$", package.read_text("WHEEL") or "", re.MULTILINE)
     require(tag is not None and tag[1].startswith("py3-none-"), f"the wheel is tagged {tag}")
     libraries = [file for file in package.files or [] if file.suffix == ".so"]
-    require(len(libraries) == 1, f"the wheel holds the libraries {libraries}")
-    return Path(str(package.locate_file(libraries[0])))
+    names = {file.name for file in libraries}
+    expected = {"libdeeppcr_torch.so"}
+    require(names in (expected, expected | {CUDA}), f"the wheel holds the libraries {names}")
+    return [Path(str(package.locate_file(file))) for file in libraries]
 
 
 def check_dependencies(library: Path) -> None:
     dynamic = run("readelf", "-d", library)
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
     require("libtorch_cpu.so" in needed, "libtorch_cpu.so is not in DT_NEEDED")
-    surplus = [name for name in needed if not re.fullmatch(NEEDED, name)]
+    if library.name == CUDA:
+        require("libtorch_cuda.so" in needed, "libtorch_cuda.so is not in DT_NEEDED")
+    allowed = NEEDED_CUDA if library.name == CUDA else NEEDED
+    surplus = [name for name in needed if not re.fullmatch(allowed, name)]
     require(not surplus, f"needs {surplus}")
     require("RPATH" not in dynamic and "RUNPATH" not in dynamic, "has a run path")
-    print("abi: needs", *needed)
+    exported = run("nm", "-D", "--defined-only", library).split()
+    require(not exported, f"exports {exported}")
+    print(f"abi: {library.name} needs", *needed)
 
 
 def check_paths(library: Path) -> None:
@@ -95,10 +107,10 @@ def check_core(archive: Path) -> None:
 
 
 def main() -> None:
-    library = install()
-    check_dependencies(library)
-    check_paths(library)
-    check_torch(library)
+    for library in install():
+        check_dependencies(library)
+        check_paths(library)
+        check_torch(library)
     check_core(REPOSITORY / "build" / "release" / "libdeeppcr.a")
     print("abi: passed")
 

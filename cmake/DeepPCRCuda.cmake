@@ -1,6 +1,13 @@
-# libdeeppcr_cuda: the CUDA device, beside libdeeppcr.  The CUDA runtime is linked statically, so the library
-# loads without a driver and ties nobody to a toolkit.
-if(NOT DEEPPCR_C_LIBRARY OR NOT DEEPPCR_CUDA)
+# The objects deeppcr_cuda_kernels: the CUDA device, for the plain-C library and for the one that torch_deeppcr
+# loads.  DEEPPCR_HAVE_CUDA says whether they are there.  The CUDA runtime is linked statically, so a library of
+# them loads without a driver and ties nobody to a toolkit.
+#
+# AUTO is for whoever can use it: the plain-C library wherever nvcc is, the Python package where its torch has CUDA.
+set(DEEPPCR_HAVE_CUDA OFF)
+if(NOT DEEPPCR_CUDA)
+    return()
+endif()
+if(DEEPPCR_CUDA STREQUAL "AUTO" AND NOT DEEPPCR_C_LIBRARY AND NOT DEEPPCR_TORCH_HAS_CUDA)
     return()
 endif()
 include(CheckLanguage)
@@ -20,11 +27,11 @@ if(missing)
     if(NOT DEEPPCR_CUDA STREQUAL "AUTO")
         message(FATAL_ERROR "DEEPPCR_CUDA is ${DEEPPCR_CUDA}, but ${missing}")
     endif()
-    message(STATUS "SKIPPED libdeeppcr_cuda: ${missing}")
+    message(STATUS "SKIPPED CUDA: ${missing}")
     return()
 endif()
 
-if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
     set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100-real 120) # the last one as PTX, too
 endif()
 set(CMAKE_CUDA_STANDARD 17)
@@ -32,17 +39,11 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 enable_language(CUDA)
+set(DEEPPCR_HAVE_CUDA ON)
 
 # -Wpedantic and -Wconversion would find what nvcc generates; tests/cuda_on_host compiles the sources with them.
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/pcr/cuda/*.cu csrc/ops/cuda/*.cu)
-add_library(deeppcr_cuda SHARED ${cuda_sources})
-target_include_directories(deeppcr_cuda PRIVATE csrc csrc/pcr
-    INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-target_compile_options(deeppcr_cuda PRIVATE -Xcompiler=-Wall,-Wextra
+add_library(deeppcr_cuda_kernels OBJECT ${cuda_sources})
+target_include_directories(deeppcr_cuda_kernels PRIVATE csrc csrc/pcr)
+target_compile_options(deeppcr_cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra
     -Xcompiler=-fmacro-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=)
-# The shared one: errors are told in its thread-local, of which there must not be two.
-target_link_libraries(deeppcr_cuda PUBLIC deeppcr_shared)
-set_target_properties(deeppcr_cuda PROPERTIES EXPORT_NAME cuda INSTALL_RPATH $ORIGIN
-    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
-install(TARGETS deeppcr_cuda EXPORT deeppcrTargets)
-install(FILES csrc/pcr/cuda/cuda.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/deeppcr)

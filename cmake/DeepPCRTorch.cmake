@@ -4,6 +4,7 @@
 # Not find_package(Torch): that links torch's own libraries and, for CUDA builds of torch, looks for a CUDA
 # toolkit.  Instead an empty library of the same name gives the entry libtorch_cpu.so in DT_NEEDED, without
 # which the loader would not look for the symbols there; "import torch" has loaded the real one by then.
+# torch_cuda_stub is the same for libtorch_cuda.so.
 set(DEEPPCR_TORCH_DIR "" CACHE PATH "The installed torch package, the directory that holds include/ (empty: ask Python)")
 find_package(Python REQUIRED COMPONENTS Interpreter)
 
@@ -44,10 +45,18 @@ if(NOT torch_version VERSION_GREATER_EQUAL 2.10 OR NOT EXISTS ${torch_dir}/inclu
 endif()
 message(STATUS "PyTorch ${torch_version}: ${torch_dir}")
 
-file(CONFIGURE OUTPUT torch_stub/stub.c CONTENT "typedef int dpcr_empty; /* stands in for libtorch_cpu.so */\n")
-add_library(torch_cpu_stub SHARED ${CMAKE_CURRENT_BINARY_DIR}/torch_stub/stub.c)
-set_target_properties(torch_cpu_stub PROPERTIES OUTPUT_NAME torch_cpu
-    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/torch_stub)
+# What CUDA builds of torch have, for AUTO in DeepPCRCuda.cmake.
+set(DEEPPCR_TORCH_HAS_CUDA OFF)
+if(EXISTS ${torch_dir}/lib/libtorch_cuda.so)
+    set(DEEPPCR_TORCH_HAS_CUDA ON)
+endif()
+
+file(CONFIGURE OUTPUT torch_stub/stub.c CONTENT "typedef int dpcr_empty; /* stands in for torch's libraries */\n")
+foreach(library torch_cpu torch_cuda)
+    add_library(${library}_stub SHARED EXCLUDE_FROM_ALL ${CMAKE_CURRENT_BINARY_DIR}/torch_stub/stub.c)
+    set_target_properties(${library}_stub PROPERTIES OUTPUT_NAME ${library}
+        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/torch_stub)
+endforeach()
 
 add_library(torch_stable INTERFACE)
 target_include_directories(torch_stable SYSTEM INTERFACE ${torch_dir}/include)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Between PyTorch's tensors and the C library: shapes checked, strides read, memory and threads lent,
-// a C status turned into an exception.  Only shim/ includes LibTorch, and of it only the stable ABI.
+// Between PyTorch's tensors and the C library: shapes checked, strides read, memory lent, a C status
+// turned into an exception.  Only shim/ includes LibTorch, and of it only the stable ABI.
 //
-// Exceptions: std::invalid_argument becomes ValueError, std::runtime_error RuntimeError.
+// Exceptions: std::invalid_argument becomes ValueError, std::runtime_error RuntimeError.  PyTorch has none that becomes
+// NotImplementedError: it is a RuntimeError that begins with kUnsupported (torch_deeppcr/_native.py).
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -18,6 +19,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "device.h"
 #include "ops/chain.h"
 
 // Since torch 2.13; older ones leave it undefined and only say that a call failed.
@@ -26,7 +28,6 @@ extern "C" __attribute__((weak)) const char *torch_exception_get_what_without_ba
 namespace deeppcr {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 
 inline std::string text(const Shape &shape) {
@@ -48,11 +49,13 @@ template <class Message> void require(bool condition, const Message &message) {
         throw std::invalid_argument(message);
 }
 
+inline constexpr const char *kUnsupported = "deeppcr: not implemented: ";
+
 inline void check(dpcr_status status) {
     if (status == DPCR_OK) return;
     const std::string message = std::string(dpcr_detail());
-    if (status == DPCR_BAD_ARGUMENT || status == DPCR_UNSUPPORTED) throw std::invalid_argument(message);
-    throw std::runtime_error(message);
+    if (status == DPCR_BAD_ARGUMENT) throw std::invalid_argument(message);
+    throw std::runtime_error(status == DPCR_UNSUPPORTED ? kUnsupported + message : message);
 }
 
 // One of the dtypes that the kernels take; every other tensor of the call must have the same.
@@ -63,10 +66,17 @@ inline dpcr_dtype dtype_of(const char *name, const Tensor &tensor) {
     return type == ScalarType::Float ? DPCR_F32 : DPCR_F64;
 }
 
+inline bool is_here(const Tensor &tensor) {
+    int32_t type;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+    return type == device_type();
+}
+
 inline void check_like(const char *name, const Tensor &tensor, const Tensor &other) {
     require(tensor.scalar_type() == other.scalar_type(),
             [&] { return std::string(name) + " must have the dtype of the other tensors"; });
-    require(tensor.is_cpu() && other.is_cpu(), [&] { return std::string(name) + " must be on the CPU"; });
+    require(is_here(tensor) && is_here(other) && device_index(tensor) == device_index(other),
+            [&] { return std::string(name) + " must be " + kHere; });
 }
 
 inline void check_shape(const char *name, const Tensor &tensor, const Shape &expected) {
@@ -83,7 +93,8 @@ inline Tensor packed(const Tensor &tensor) {
 
 // ---- memory: PyTorch's, with PyTorch's own message where it runs out ------------------------------
 
-inline Tensor allocate(const Shape &shape, ScalarType type) {
+// On the device of another tensor.
+inline Tensor allocate(const Shape &shape, ScalarType type, const Tensor &beside) {
     Shape strides(shape.size(), 1);
     for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
     const int32_t dtype = type == ScalarType::Float    ? aoti_torch_dtype_float32()
@@ -92,7 +103,7 @@ inline Tensor allocate(const Shape &shape, ScalarType type) {
                                                        : aoti_torch_dtype_uint8();
     AtenTensorHandle handle = nullptr;
     if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,
-                                 aoti_torch_device_type_cpu(), 0, &handle)
+                                 device_type(), device_index(beside), &handle)
         != TORCH_SUCCESS)
         throw std::runtime_error(torch_exception_get_what_without_backtrace
                                      ? std::string(torch_exception_get_what_without_backtrace())
@@ -101,20 +112,18 @@ inline Tensor allocate(const Shape &shape, ScalarType type) {
 }
 
 inline Tensor allocate_like(const Tensor &tensor) {
-    return allocate(shape_of(tensor), tensor.scalar_type());
+    return allocate(shape_of(tensor), tensor.scalar_type(), tensor);
 }
 
 // What a gradient that nobody asked for comes back as.
 inline Tensor nothing(const Tensor &like) {
-    return allocate({0}, like.scalar_type());
+    return allocate({0}, like.scalar_type(), like);
 }
 
 class Workspace {
 public:
-    explicit Workspace(size_t bytes)
-        : memory_(bytes ? std::optional<Tensor>(allocate({static_cast<int64_t>(bytes)}, ScalarType::Byte))
-                        : std::nullopt),
-          bytes_(bytes) {
+    Workspace(size_t bytes, const Tensor &beside) : bytes_(bytes) {
+        if (bytes) memory_ = allocate({static_cast<int64_t>(bytes)}, ScalarType::Byte, beside);
     }
     dpcr_buffer buffer() const {
         return {memory_ ? memory_->mutable_data_ptr() : nullptr, bytes_};
@@ -124,30 +133,5 @@ private:
     std::optional<Tensor> memory_;
     size_t bytes_;
 };
-
-// ---- threads: PyTorch's -----------------------------------------------------------------------------
-
-struct Body {
-    dpcr_body run;
-    void *argument;
-};
-
-inline void torch_for(void *, int64_t count, dpcr_body run, void *argument) {
-    Body body = {run, argument};
-    const auto call = [](int64_t begin, int64_t end, void *context) {
-        const Body *body = static_cast<const Body *>(context);
-        body->run(body->argument, begin, end);
-    };
-    // It fails only where a body throws, and bodies are C.
-    TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, call, &body));
-}
-
-inline dpcr_exec cpu_exec() {
-    dpcr_exec exec = dpcr_serial();
-    exec.threads = torch::stable::get_num_threads();
-    exec.parallel_for = torch_for;
-    exec.grain = 400000; // about 20 us of one core; a start costs 2 us, and far more on a busy machine
-    return exec;
-}
 
 } // namespace deeppcr

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// torch.ops.deeppcr.mlp, .euler, .residual, .layers and their backwards on the CPU.
+// torch.ops.deeppcr.mlp, .euler, .residual, .layers and their backwards.
 #include "bridge.h"
 #include "operators.h"
 #include "solver.h"
@@ -159,8 +159,8 @@ Chain layers_chain(const Tensor &z0, const Parameters &parameters, const LayersO
     return chain;
 }
 
-Tensor allocate_report(const dpcr_chain &chain) {
-    return allocate({DPCR_REPORT, chain.B}, ScalarType::Double);
+Tensor allocate_report(const Chain &chain) {
+    return allocate({DPCR_REPORT, chain.c.B}, ScalarType::Double, chain.z0);
 }
 
 // ---- the two passes ---------------------------------------------------------------------------------
@@ -175,8 +175,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Chain &chain, const std::option
         check_shape("guess", *guess, {chain.c.L, chain.c.B, chain.c.w});
         start = packed(*guess);
     }
-    const Tensor z = allocate({chain.c.B, chain.c.w}, type), report = allocate_report(chain.c);
-    const Tensor kept = allocate(solver.kept_shape(chain.c), type);
+    const Tensor z = allocate({chain.c.B, chain.c.w}, type, chain.z0), report = allocate_report(chain);
+    const Tensor kept = allocate(solver.kept_shape(chain.c), type, chain.z0);
     dpcr_solution solution = {};
     solution.z0 = chain.z0.const_data_ptr();
     solution.guess = start ? start->const_data_ptr() : nullptr;
@@ -185,11 +185,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Chain &chain, const std::option
     solution.checkpoints = solver.keep == Keep::checkpoints ? kept.mutable_data_ptr() : nullptr;
     solution.report = static_cast<double *>(report.mutable_data_ptr());
     solution.newton = &solver.newton;
-    const dpcr_exec exec = cpu_exec();
+    const Run run = run_beside(chain.z0);
     size_t bytes = 0;
-    check(dpcr_chain_solve_workspace(exec, &chain.c, &solution, &solver.plan, &bytes));
-    const Workspace workspace(bytes);
-    check(dpcr_chain_solve(exec, &chain.c, &solution, &solver.plan, workspace.buffer()));
+    check(dpcr_chain_solve_workspace(run.exec, &chain.c, &solution, &solver.plan, &bytes));
+    const Workspace workspace(bytes, chain.z0);
+    check(dpcr_chain_solve(run.exec, &chain.c, &solution, &solver.plan, workspace.buffer()));
     return {z, kept, report};
 }
 
@@ -241,13 +241,13 @@ std::vector<Tensor> backward(const Chain &chain, const Solver &solver, const Inc
         outputs.push_back(wanted ? allocate_like(*chain.parameters[which]) : nothing(chain.z0));
         if (wanted) pass.gparameter[which] = outputs.back().mutable_data_ptr();
     }
-    outputs.push_back(allocate_report(chain.c));
+    outputs.push_back(allocate_report(chain));
     pass.report = static_cast<double *>(outputs.back().mutable_data_ptr());
-    const dpcr_exec exec = cpu_exec();
+    const Run run = run_beside(chain.z0);
     size_t bytes = 0;
-    check(dpcr_chain_backward_workspace(exec, &chain.c, &pass, &solver.plan, &bytes));
-    const Workspace workspace(bytes);
-    check(dpcr_chain_backward(exec, &chain.c, &pass, &solver.plan, workspace.buffer()));
+    check(dpcr_chain_backward_workspace(run.exec, &chain.c, &pass, &solver.plan, &bytes));
+    const Workspace workspace(bytes, chain.z0);
+    check(dpcr_chain_backward(run.exec, &chain.c, &pass, &solver.plan, workspace.buffer()));
     return outputs;
 }
 

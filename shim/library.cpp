@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// torch.ops.deeppcr.*: schemas, and the CPU kernels behind them.  A CUDA library would register its own
-// with STABLE_TORCH_LIBRARY_IMPL(deeppcr, CUDA, m).  Fake kernels, autograd, vmap and autocast: torch_deeppcr/_ops.py.
-#include "operators.h"
+// torch.ops.deeppcr.*: schemas.  Kernels: cpu.cpp and, in a library of its own, cuda.cpp; fake kernels, autograd, vmap
+// and autocast: torch_deeppcr/_ops.py.
+#include <torch/csrc/stable/library.h>
 
 // What the operators of all kinds of chain take.  How the chain is solved: dpcr_plan and dpcr_newton of
 // csrc/ops/chain.h.  keep: what forward returns as states, "nothing" (0,B,w), "states" (L,B,w) or "checkpoints",
 // those that backward can do with; in a backward pass, which of the two `kept` is.  frozen: empty, or for each step
 // whether its parameters get no gradient; forward checks it and hands it on.
-// info: float64 (6,B), the rows of enum dpcr_report.
+// info: float64 (6,B), the rows of enum dpcr_report; of the recurrence int32 (B), the samples recomputed by the loop.
 #define MLP_OPTIONS ", str activation, float[] activation_parameters"
 #define EULER_OPTIONS MLP_OPTIONS ", float scale"
 #define RESIDUAL_PARAMETERS \
@@ -47,17 +47,4 @@ STABLE_TORCH_LIBRARY(deeppcr, m) {
               LAYERS_OPTIONS SOLVER_OPTIONS ", bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias, "
           "Tensor gnorm_weight, Tensor gnorm_bias,"
           " Tensor info)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(deeppcr, CPU, m) {
-    m.impl("linear_recurrence", TORCH_BOX(&deeppcr::linear_recurrence));
-    m.impl("linear_recurrence_backward", TORCH_BOX(&deeppcr::linear_recurrence_backward));
-    m.impl("mlp", TORCH_BOX(&deeppcr::mlp));
-    m.impl("mlp_backward", TORCH_BOX(&deeppcr::mlp_backward));
-    m.impl("euler", TORCH_BOX(&deeppcr::euler));
-    m.impl("euler_backward", TORCH_BOX(&deeppcr::euler_backward));
-    m.impl("residual", TORCH_BOX(&deeppcr::residual));
-    m.impl("residual_backward", TORCH_BOX(&deeppcr::residual_backward));
-    m.impl("layers", TORCH_BOX(&deeppcr::layers));
-    m.impl("layers_backward", TORCH_BOX(&deeppcr::layers_backward));
 }

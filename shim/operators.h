@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The operators, as library.cpp registers them.  Schemas: library.cpp; mathematics: csrc/pcr/pcr.h, csrc/ops/chain.h.
+// The operators, the same for every device.  Schemas: library.cpp; mathematics: csrc/pcr/pcr.h, csrc/ops/chain.h.
 #pragma once
 
 #include "bridge.h"
@@ -72,5 +72,19 @@ layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor 
                 double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
                 double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
                 std::vector<bool> needs);
+
+// As the kernels of the library's device.
+inline void implement(torch::stable::detail::StableLibrary &m) {
+    m.impl("linear_recurrence", TORCH_BOX(&linear_recurrence));
+    m.impl("linear_recurrence_backward", TORCH_BOX(&linear_recurrence_backward));
+    m.impl("mlp", TORCH_BOX(&mlp));
+    m.impl("mlp_backward", TORCH_BOX(&mlp_backward));
+    m.impl("euler", TORCH_BOX(&euler));
+    m.impl("euler_backward", TORCH_BOX(&euler_backward));
+    m.impl("residual", TORCH_BOX(&residual));
+    m.impl("residual_backward", TORCH_BOX(&residual_backward));
+    m.impl("layers", TORCH_BOX(&layers));
+    m.impl("layers_backward", TORCH_BOX(&layers_backward));
+}
 
 } // namespace deeppcr

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// torch.ops.deeppcr.linear_recurrence and its backward on the CPU.  Any strides that PyTorch users
+// torch.ops.deeppcr.linear_recurrence and its backward.  Any strides that PyTorch users
 // have go to the library as they are; only an operand without a unit stride inside is copied.
 #include "bridge.h"
 #include "operators.h"
@@ -105,10 +105,11 @@ dpcr_recurrence problem_of(const Operands &operands, const Tensor &x, dpcr_block
     return problem;
 }
 
-Workspace workspace_of(dpcr_exec exec, const dpcr_recurrence &problem, const dpcr_plan &plan) {
+Workspace workspace_of(dpcr_exec exec, const dpcr_recurrence &problem, const dpcr_plan &plan,
+                       const Tensor &beside) {
     size_t bytes = 0;
     check(dpcr_recurrence_workspace(exec, &problem, &plan, &bytes));
-    return Workspace(bytes);
+    return Workspace(bytes, beside);
 }
 
 } // namespace
@@ -117,17 +118,14 @@ std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> A, Tensor b, 
                                              std::string blocks, bool reverse, int64_t segments) {
     const dpcr_block block = block_of(blocks);
     const Operands operands = check_operands(A, b, x0, block);
-    const Tensor x = allocate_like(operands.b), info = allocate({1 + b.size(1)}, ScalarType::Int);
+    const Tensor x = allocate_like(operands.b), recomputed = allocate({b.size(1)}, ScalarType::Int, b);
     dpcr_recurrence problem = problem_of(operands, x, block, {b.size(0), reverse});
-    int32_t *report = static_cast<int32_t *>(info.mutable_data_ptr());
-    problem.recomputed = report + 1;
-    const dpcr_exec exec = cpu_exec();
+    problem.recomputed = static_cast<int32_t *>(recomputed.mutable_data_ptr());
+    const Run run = run_beside(b);
     const dpcr_plan plan = {segments, 0};
-    const Workspace workspace = workspace_of(exec, problem, plan);
-    int64_t levels = 0;
-    check(dpcr_recurrence_solve(exec, &problem, &plan, workspace.buffer(), &levels));
-    report[0] = static_cast<int32_t>(levels);
-    return {x, info};
+    const Workspace workspace = workspace_of(run.exec, problem, plan, b);
+    check(dpcr_recurrence_solve(run.exec, &problem, &plan, workspace.buffer(), nullptr));
+    return {x, recomputed};
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::optional<Tensor> A,
@@ -148,10 +146,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::op
     gradients.b = vectors(gb, direction);
     if (need_A && A) gradients.A = blocks_view(gA, block, direction);
     if (need_x0 && x0) gradients.x0 = start_view(gx0);
-    const dpcr_exec exec = cpu_exec();
+    const Run run = run_beside(x);
     const dpcr_plan plan = {segments, 0};
-    const Workspace workspace = workspace_of(exec, problem, plan);
-    check(dpcr_recurrence_backward(exec, &problem, &gradients, &plan, workspace.buffer()));
+    const Workspace workspace = workspace_of(run.exec, problem, plan, x);
+    check(dpcr_recurrence_backward(run.exec, &problem, &gradients, &plan, workspace.buffer()));
     return {gA, gb, gx0};
 }
 

@@ -14,7 +14,7 @@ gradients work: they are taken through the plain loop (`_calculus`), which costs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ def solve(
     will need, if a gradient may be asked for.
     """
     if sequential_wanted() or not native(z0):
+        if not sequential_wanted():
+            _native.refuse(z0)
         return *kind.loop(options, keep == "states", z0, *tensors[:-1]), None
     recording = torch.is_grad_enabled() and (
         z0.requires_grad or any(t is not None and t.requires_grad for t in tensors[:-1])
@@ -73,9 +75,8 @@ def run(
     kind: ChainKind, options: Options, keep: str, *tensors: MaybeTensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The raw operator, past the Python code that is registered for it."""
-    with below_autograd():
-        output = kind.forward(options, keep, *tensors)
-    if options.watch:
+    output = call(kind.forward, options, keep, *tensors)
+    if options.watch and options.solver[0] > 1:
         _plan.complain(options, output[2], "forward")
     return output
 
@@ -84,11 +85,21 @@ def run_backward(
     kind: ChainKind, options: Options, keep: str, needs: Sequence[bool], *tensors: MaybeTensor
 ) -> tuple[Tensor, ...]:
     """The raw backward operator, as `run`; without its report."""
-    with below_autograd():
-        output = kind.backward(options, keep, needs, *tensors)
-    if options.watch:
+    output = call(kind.backward, options, keep, needs, *tensors)
+    if options.watch and options.solver[0] > 1:
         _plan.complain(options, output[-1], "backward")
     return output[:-1]
+
+
+def call(operator: Callable[..., Any], *inputs: Any) -> Any:
+    """A raw operator, past the Python code that is registered for it; what it does not have is
+    NotImplementedError."""
+    try:
+        with below_autograd():
+            return operator(*inputs)
+    except RuntimeError as error:
+        _native.explain(error)
+        raise
 
 
 def native(tensor: Tensor) -> bool:
@@ -136,7 +147,7 @@ class Chain(torch.autograd.Function):
         ):  # a transform hid from the forward pass that gradients would be wanted
             keep, kept = "states", recompute(ctx.kind, ctx.options, z0, parameters)
         tensors = (gz, gstates, z0, kept, *parameters)
-        gradients = pullback(ctx.kind, ctx.options, keep, needs, *tensors)
+        gradients = pullback(ctx.kind, ctx.options.backward(keep), keep, needs, *tensors)
         return (None, None, None, *select(gradients, needs), None)
 
     @staticmethod

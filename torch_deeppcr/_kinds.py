@@ -42,6 +42,13 @@ class Options(NamedTuple):
     kept: str = "states"  # what forward keeps for backward: "states" or "checkpoints"
     watch: str = ""  # "warn" or "raise" where a sample does not converge
     frozen: tuple[bool, ...] = ()  # steps whose parameters are constants; empty: none
+    back: int = 0  # segments of the backward pass; 0: those of the solver
+
+    def backward(self, keep: str) -> Options:
+        """Of the backward pass; checkpoints are made for one number of segments."""
+        if self.back == 0 or keep != "states":
+            return self
+        return self._replace(solver=(self.back, *self.solver[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +98,8 @@ def _stop_gradient(frozen: Sequence[bool], parameter: Tensor | None) -> Tensor |
     """The parameter (L, ...), a constant in the steps that are frozen."""
     if parameter is None:
         return None
-    steps = torch.tensor(frozen, device=parameter.device)
-    return torch.where(
-        steps.reshape(-1, *(1,) * (parameter.dim() - 1)), parameter.detach(), parameter
-    )
+    steps = zip(frozen, parameter.unbind(0), strict=True)
+    return torch.stack([step.detach() if constant else step for constant, step in steps])
 
 
 def _check_activation(activation: str, activation_parameters: list[float]) -> None:

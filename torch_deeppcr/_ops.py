@@ -219,7 +219,7 @@ def _register_recurrence() -> None:
         _native_dtype("b", b)
         _checks.recurrence(A, b, x0, blocks)
         _checks.segments(segments, b.shape[0])
-        return b.new_empty(b.shape), b.new_empty(1 + b.shape[1], dtype=torch.int32)
+        return b.new_empty(b.shape), b.new_empty(b.shape[1], dtype=torch.int32)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _recurrence.Recurrence.setup_context(ctx, inputs, output)

@@ -218,12 +218,23 @@ def checkpoints(length: int, segments: int) -> int:
 
 
 def readable(info: Tensor) -> bool:
-    """Whether numbers can be read from a report: not from meta, fake or transformed tensors."""
-    return type(info) is Tensor and not info.is_meta
+    """Whether numbers can be read from a report: not from meta, fake or transformed tensors, and
+    not while a CUDA graph is captured.  Of a CUDA tensor, reading is waiting."""
+    return type(info) is Tensor and not info.is_meta and not captured(info)
+
+
+def captured(tensor: Tensor) -> bool:
+    """Whether work on this tensor is being captured in a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def complain(options: Options, info: Tensor, which: str) -> None:
     """Warns or raises, as ``options.watch`` says, if samples of a report (6,B) did not converge."""
+    if type(info) is Tensor and captured(info):
+        raise NotImplementedError(
+            f'on_unconverged="{options.watch}" is not supported in a CUDA graph, which cannot look '
+            'at the samples: use "sequential" or "ignore"'
+        )
     if not readable(info):
         return
     failed = info[2] != Status.CONVERGED

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses the number of segments of a chain on the CPU, from a cost model and the sweeps seen.
+"""Chooses the number of segments: on the CPU from a cost model and the sweeps seen, on CUDA devices
+from a table, because to see the sweeps there is to wait for them.
+
+The cost model of a chain on the CPU:
 
 Time is counted in steps of one sample, so that it does not depend much on the machine.  n vectors
 that go through a step together take ``1 + n / LANES``; TILE samples at most do, the b samples of a
@@ -47,6 +50,8 @@ FEWEST_THREADS = math.ceil(MARGIN * (_ASSUMED_SWEEPS + 2) / 3)
 SHORTEST = (4, 6)
 #: the work of a step, B w h, from which PyTorch's matrix products are as fast;
 WORK = (2**24, 2**23)
+#: on CUDA, not measured: about where a step takes as long as its launches do.
+CUDA_WORK = (2**22, 2**22)
 #: elements of a weight: the most that are worth stacking anew in every call (w = 64 gains 1.2 to
 #: 3.5 times, w = 128 loses up to 2.6 times),
 WIDEST_PACKED = 2**13
@@ -82,6 +87,7 @@ class Choice(NamedTuple):
     segments: int
     max_sweeps: int | None
     why: str  # empty: as asked for
+    back: int = 0  # segments of the backward pass; 0: the same
 
 
 def cost(problem: Problem, segments: int, sweeps: Sweeps) -> float:
@@ -101,7 +107,58 @@ def cost(problem: Problem, segments: int, sweeps: Sweeps) -> float:
     return work / max(min(problem.threads, tiles * segments), 1) + starts * START
 
 
-def native_pays(length: int, elements: int, batch: int, gradients: bool, stacked: bool) -> bool:
+class CudaRow(NamedTuple):
+    """Up to a width: at most so many segments, of at least so many steps; more samples than that
+    fill the device by themselves, with one segment."""
+
+    width: int
+    segments: int
+    steps: int
+    batch: int
+
+
+#: None of these is measured; they are estimates for an H100.  Chains, by the width of a state.
+CUDA_CHAINS = (CudaRow(4, 128, 4, 512), CudaRow(8, 64, 8, 64), CudaRow(16, 32, 16, 30))
+#: The linear recurrence, which takes one pass: dense blocks, by width;
+CUDA_DENSE = (CudaRow(4, 1024, 4, 1024), CudaRow(8, 256, 8, 128), CudaRow(16, 128, 8, 64))
+#: others, whose elements are independent: batch stands for B w.
+CUDA_ELEMENTWISE = (CudaRow(2**62, 1024, 8, 2**14),)
+#: Shorter ones are one segment.
+CUDA_SHORTEST = 64
+#: Segments of the backward pass of a chain, which is linear: one solve, for each of forward's.
+CUDA_BACK = 2
+#: So many sweeps cost about one pass of one segment: the most that a bad guess may waste.
+CUDA_SWEEPS = 3  # segments for each sweep
+
+
+def cuda_segments(table: tuple[CudaRow, ...], length: int, batch: int, width: int) -> int:
+    if length < CUDA_SHORTEST:
+        return 1
+    for row in table:
+        if width <= row.width:
+            return 1 if batch > row.batch else min(row.segments, length // row.steps)
+    return 1
+
+
+def cuda_choice(length: int, batch: int, width: int) -> Choice:
+    """For a chain.  The sentence has no sizes of the input: `torch.compile` keeps those open."""
+    segments = cuda_segments(CUDA_CHAINS, length, batch, width)
+    if segments == 1:
+        return Choice(1, None, "segments=1: CUDA, a short chain, wide states or a large batch")
+    limit = max(4, min(40, segments // CUDA_SWEEPS))
+    why = f"segments={segments}, at most {limit} sweeps: CUDA, a long chain of narrow states"
+    return Choice(segments, limit, why, min(CUDA_BACK * segments, length))
+
+
+def cuda_recurrence(length: int, batch: int, width: int, blocks: str) -> int:
+    if blocks == "dense":
+        return cuda_segments(CUDA_DENSE, length, batch, width)
+    return cuda_segments(CUDA_ELEMENTWISE, length, batch * width, width)
+
+
+def native_pays(
+    length: int, elements: int, batch: int, gradients: bool, stacked: bool, cuda: bool = False
+) -> bool:
     """Whether the operator takes the place of modules that could be called one by one.
 
     elements: of one weight, w h.  stacked: whether there are stacked Parameters, whose rows the
@@ -109,6 +166,8 @@ def native_pays(length: int, elements: int, batch: int, gradients: bool, stacked
     """
     if length < SHORTEST[gradients]:
         return False
+    if cuda:
+        return batch * elements < CUDA_WORK[gradients]
     if stacked and gradients:
         return True
     return (stacked or elements <= WIDEST_PACKED) and batch * elements < WORK[gradients]

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _calculus, _vmap, reference
-from ._chain import native
+from . import _calculus, _native, _vmap, reference
+from ._chain import call, native
+from ._switch import sequential_wanted
 from ._transforms import (
-    below_autograd,
     forward_ad_active,
     func_active,
     outer_forward_ad,
@@ -35,11 +35,13 @@ MaybeTensor = Tensor | None
 def solve(
     A: MaybeTensor, b: Tensor, x0: MaybeTensor, blocks: str, reverse: bool, segments: int
 ) -> tuple[Tensor, Tensor]:
-    """x (L,B,w) and info int32 (1+B,): levels of the cyclic reduction, recomputed flags."""
+    """x (L,B,w) and info int32 (B,): 1 where the sample was recomputed by the loop."""
     if not native(b):
+        if not sequential_wanted():
+            _native.refuse(b)
         with without_autocast(b):
             x = reference.linear_recurrence(A, b, x0, blocks, reverse)
-        return x, b.new_zeros(1 + b.shape[1], dtype=torch.int32)
+        return x, b.new_zeros(b.shape[1], dtype=torch.int32)
     inputs = (A, b, x0, blocks, reverse, segments)
     if torch.compiler.is_compiling():
         refuse_under_compile()
@@ -51,8 +53,20 @@ def solve(
     )
     if recording or forward_ad_active():
         return RecordedRecurrence.apply(*inputs)
-    with below_autograd():
-        return raw()(*inputs)
+    return call(raw(), *inputs)
+
+
+def levels(b: Tensor, segments: int) -> int:
+    """Of the cyclic reduction in `solve`: ceil(log2 S), and 0 where the loop ran.
+
+    Not told by the kernel: on a GPU it would have to be waited for.
+    """
+    if not native(b) or b.numel() == 0:
+        return 0
+    count = 0
+    while 1 << count < segments:
+        count += 1
+    return count
 
 
 def raw() -> Callable[..., tuple[Tensor, Tensor]]:
@@ -70,8 +84,7 @@ class Recurrence(torch.autograd.Function):
     def forward(
         A: MaybeTensor, b: Tensor, x0: MaybeTensor, blocks: str, reverse: bool, segments: int
     ) -> tuple[Tensor, Tensor]:
-        with below_autograd():
-            return raw()(A, b, x0, blocks, reverse, segments)
+        return call(raw(), A, b, x0, blocks, reverse, segments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -135,8 +148,7 @@ def pullback(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         return RecurrenceBackward.apply(*inputs)
     if torch.is_grad_enabled() or forward_ad_active():
         return RecordedRecurrenceBackward.apply(*inputs)
-    with below_autograd():
-        return raw_backward()(*inputs)
+    return call(raw_backward(), *inputs)
 
 
 class RecurrenceBackward(torch.autograd.Function):
@@ -144,8 +156,7 @@ class RecurrenceBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        with below_autograd():
-            return raw_backward()(*inputs)
+        return call(raw_backward(), *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

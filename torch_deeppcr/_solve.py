@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _chain, _checks, _native
 from ._kinds import ChainKind, Options
 from ._plan import ChainInfo, Plan, Solver, readable
-from ._planner import FEWEST_THREADS, Choice, Planner, Problem
+from ._planner import FEWEST_THREADS, Choice, Planner, Problem, cuda_choice
 from ._switch import sequential_wanted
 from ._transforms import autocast_enabled, forward_ad_active, func_active
 
@@ -71,6 +71,7 @@ def run(
         call.solver.kept,
         call.solver.watch,
         call.frozen,
+        choice.back,
     )
     keep = "states" if call.return_states else "nothing"
     start = None if choice.segments == 1 else guess
@@ -124,6 +125,13 @@ def _choose(
     solver = call.solver
     if solver.segments != "auto":
         return None, Choice(_checks.segments(solver.segments, length), solver.max_sweeps, "")
+    if state.device.type == "cuda" and _chain.native(state):
+        if solver.on_unconverged != "sequential":
+            return None, _WATCHED
+        choice = cuda_choice(length, *state.shape)
+        if solver.max_sweeps is not None:
+            choice = choice._replace(max_sweeps=solver.max_sweeps)
+        return None, choice
     if call.planner is None:
         return None, _FUNCTION
     if torch.compiler.is_compiling() or func_active() or forward_ad_active():

@@ -62,7 +62,7 @@ def chain_backward(
 def recurrence(
     call: Call, size: int, dims: Dims, A: MaybeTensor, b: Tensor, x0: MaybeTensor
 ) -> Mapped:
-    """call: (A (L,B|1,...), b (L,B,w), x0 (B,w)) -> x (L,B,w), info (1+B,)."""
+    """call: (A (L,B|1,...), b (L,B,w), x0 (B,w)) -> x (L,B,w), info (B,)."""
     batch = _size(b, dims[1], 1)
     if not _blocks_fold(A, dims[0], batch):
         return _loop(call, size, dims, (A, b, x0))
@@ -71,8 +71,7 @@ def recurrence(
         _fold(b, dims[1], size, 1),
         None if x0 is None else _fold(x0, dims[2], size, 0),
     )
-    levels, flags = info[:1].expand(size, 1), _unfold(info[1:], size, batch, 0)
-    return (_unfold(x, size, batch, 1), torch.cat([levels, flags], dim=1)), (1, 0)
+    return (_unfold(x, size, batch, 1), _unfold(info, size, batch, 0)), (1, 0)
 
 
 def recurrence_backward(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _activations, _checks, _recurrence, _solve
+from . import _activations, _chain, _checks, _planner, _recurrence, _solve
 from ._activations import Activation
 from ._kinds import EULER, LAYERS, MLP, RESIDUAL
 from ._plan import SolverOptions, solver_of
@@ -64,7 +64,8 @@ def mlp_chain(
         segments: into how many parts S, 1..L, the steps are cut.  1 is the loop in one fused pass.
             With more, the parts run in parallel from guessed start states, which Newton's method
             corrects, sweep after sweep; L is DeepPCR.  "auto" is 1, except in a module on a machine
-            with many threads, where it is what the sweeps seen there say is fastest.
+            with many threads, where it is what the sweeps seen there say is fastest, and on CUDA
+            devices, where long chains of narrow states and small batches are cut by a fixed table.
         jacobian: what stands for the product of a segment's step Jacobians: "dense", itself
             (Newton); "identity" (Picard's iteration, for residual chains) or "zero" (Jacobi's),
             cheaper sweeps, but more.  "auto" is "dense"; but "identity" for chains whose steps add
@@ -88,15 +89,18 @@ def mlp_chain(
         gives a copy of the input.  z_L and states are differentiable, any number of times, in
         reverse and in forward mode.
 
-    float32 and float64 on the CPU run in the native kernel; every other floating-point dtype and
-    device runs PyTorch's loop, whatever the options.  Under autocast the chain computes and returns
-    float32, unlike `nn.Linear`.
+    float32 and float64 on the CPU and on CUDA devices run in native kernels; every other
+    floating-point dtype and device runs PyTorch's loop, whatever the options.  On CUDA devices
+    nothing waits for the GPU, except to read numbers: for ``return_info``, and for
+    ``on_unconverged`` "warn" and "raise".  Under autocast the chain computes and returns float32,
+    unlike `nn.Linear`.
 
     Raises:
         TypeError: a tensor is of another type, or of another dtype than ``input``.
         ValueError: a shape does not fit, tensors are on several devices, or an option is unknown.
         ConvergenceError: only if asked to.
-        NotImplementedError: ``on_unconverged`` is "warn" or "raise" under `torch.compile`.
+        NotImplementedError: ``on_unconverged`` is "warn" or "raise" under `torch.compile` or in a
+            CUDA graph; CUDA tensors, and the CUDA library is missing or does not have this chain.
     """
     call = Call(return_states, warm_start, return_info, solver_of(solver))
     return run_mlp(call, input, weight, bias, activation)
@@ -284,7 +288,8 @@ def linear_recurrence(
             samples.
         segments: into how many parts S the steps are cut.  1 is the plain loop, L is cyclic
             reduction, ceil(log2 L) levels; between them every part is reduced first.  "auto"
-            is 1 on the CPU.  The result does not depend on it, but for rounding.
+            is 1 on the CPU and taken from a table on CUDA devices.  The result does not depend on
+            it, but for rounding.
         return_info: also return a `RecurrenceInfo`.
 
     Returns:
@@ -296,6 +301,7 @@ def linear_recurrence(
         TypeError: a tensor is of another type, or of another dtype than ``b``.
         ValueError: a shape does not fit or is ambiguous, tensors are on several devices, segments
             is not in 1..L, or ``blocks`` is unknown.
+        NotImplementedError: CUDA tensors, and the CUDA library is missing.
 
     Method: every segment is reduced to one map, the maps are combined by cyclic reduction, in as
     many levels as the parallel one of DeepPCR (Danieli et al., NeurIPS 2023, arXiv 2309.16318)
@@ -308,9 +314,14 @@ def linear_recurrence(
     if kind == "dense" and A is not None and A.dim() == 3:
         A = A.unsqueeze(1)
     _checks.recurrence(A, b, x0, kind)
-    count = 1 if segments == "auto" else _checks.segments(segments, b.shape[0])
+    if segments != "auto":
+        count = _checks.segments(segments, b.shape[0])
+    else:
+        on_cuda = b.device.type == "cuda" and _chain.native(b)
+        length, batch, width = b.shape
+        count = _planner.cuda_recurrence(length, batch, width, kind) if on_cuda else 1
     x, info = _recurrence.solve(A, b, x0, kind, _checks.flag("reverse", reverse), count)
-    return (x, _info(info)) if _checks.flag("return_info", return_info) else x
+    return (x, _info(b, count, info)) if _checks.flag("return_info", return_info) else x
 
 
 def _resolve_norm(
@@ -358,7 +369,7 @@ def _block_kind(A: object, b: Tensor, blocks: str | None) -> str:
     return "scalar" if A.shape[2] == 1 else "diagonal"
 
 
-def _info(info: Tensor) -> RecurrenceInfo:
+def _info(b: Tensor, segments: int, info: Tensor) -> RecurrenceInfo:
+    levels = _recurrence.levels(b, segments)
     opaque = torch.compiler.is_compiling() or func_active() or info.is_meta
-    levels = info[0] if opaque else int(info[0])
-    return RecurrenceInfo(levels, info[1:] != 0)
+    return RecurrenceInfo(info.new_full((), levels) if opaque else levels, info != 0)

@@ -177,8 +177,8 @@ class Chain:
             u = u / (u.square().mean(-1, keepdim=True) + self.eps).sqrt() * gamma
         return u if beta is None else u + beta
 
-    def to(self, dtype: torch.dtype) -> Chain:
-        """The same numbers in another dtype."""
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Chain:
+        """The same numbers in another dtype, on another device."""
         other = Chain(
             self.kind,
             self.length,
@@ -197,7 +197,7 @@ class Chain:
             layers=self.layers,
             skip=self.skip,
         )
-        other.tensors = [None if t is None else t.detach().to(dtype) for t in self.tensors]
+        other.tensors = [None if t is None else t.detach().to(device, dtype) for t in self.tensors]
         return other
 
     def require_grad(self) -> Chain:
@@ -349,11 +349,16 @@ def gradients(function: Callable[..., Any], tensors: list[Tensor], seed: int = 7
     outputs = torch.utils._pytree.tree_leaves(function(*leaves))
     generator = torch.Generator().manual_seed(seed)
     total = sum(
-        (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype)).sum()
+        (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o)).sum()
         for o in outputs
     )
     # The loop leaves out what L = 0 does not use.
     return list(torch.autograd.grad(total, leaves, materialize_grads=True))
+
+
+def on_host(tree: Any) -> Any:
+    """The tree with its tensors on the CPU."""
+    return torch.utils._pytree.tree_map_only(Tensor, Tensor.cpu, tree)
 
 
 class Spy(TorchDispatchMode):

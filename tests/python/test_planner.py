@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import assert_close
+from cases import Chain, Spy, assert_close
+from cases import gradients as gradients_of
 from torch.func import grad, vmap
 
 import torch_deeppcr as dpcr
+from torch_deeppcr import _planner, _solve
+from torch_deeppcr._kinds import Options
 from torch_deeppcr._planner import (
     FEWEST_THREADS,
     LANES,
@@ -270,3 +273,56 @@ def test_training_with_a_plan() -> None:
     assert_close(net.weight.grad, expected)
     limited = dpcr.nn.MLPChain(W, L, max_sweeps=17)
     assert info_of(limited, x.float()).plan.max_sweeps == 17
+
+
+# ---- CUDA: a table ------------------------------------------------------------------------------
+
+
+def test_rows_of_the_cuda_table() -> None:
+    rows = _planner.CUDA_CHAINS
+    for row in rows:
+        for width in {row.width, row.width - 1}:
+            assert _planner.cuda_segments(rows, 4096, row.batch, width) == row.segments
+            assert _planner.cuda_segments(rows, 4096, row.batch + 1, width) == 1
+        assert _planner.cuda_segments(rows, 64, 1, row.width) == 64 // row.steps
+    assert _planner.cuda_segments(rows, 63, 1, 1) == 1
+    assert _planner.cuda_segments(rows, 4096, 1, rows[-1].width + 1) == 1
+    assert _planner.cuda_recurrence(4096, 1, 4, "dense") == 1024
+    assert _planner.cuda_recurrence(4096, 2**12, 5, "diagonal") == 1
+    assert _planner.cuda_recurrence(4096, 2**12, 4, "diagonal") == 512
+
+
+def test_cuda_bounds_sweeps_and_cuts_backward_finer() -> None:
+    choice = _planner.cuda_choice(1024, 1, 4)
+    assert (choice.segments, choice.back, choice.max_sweeps) == (128, 256, 40)
+    choice = _planner.cuda_choice(64, 1, 16)
+    assert (choice.segments, choice.back, choice.max_sweeps) == (4, 8, 4)
+    assert _planner.cuda_choice(1024, 1, 17) == (1, None, _planner.cuda_choice(9, 1, 1).why, 0)
+
+
+def test_backward_has_segments_of_its_own_where_states_are_kept() -> None:
+    """The gradients are the same, for rounding."""
+    options = Options((), (4, "dense"), back=8)
+    assert options.backward("states").solver == (8, "dense")
+    assert options.backward("checkpoints") is options
+    assert options._replace(back=0).backward("states").solver == (4, "dense")
+    chain = Chain("mlp", 32, 3, 4, solver={"segments": 4})
+    with pytest.MonkeyPatch.context() as patch:
+        choose = _solve._choose
+
+        def chosen(*arguments: Any) -> Any:
+            problem, choice = choose(*arguments)
+            return problem, choice._replace(back=8)
+
+        patch.setattr(_solve, "_choose", chosen)
+        with Spy() as spy:
+            ours = gradients_of(chain.run, chain.present)
+    assert [a[8] for a in spy.arguments("mlp_backward")] == [8]
+    assert_close(ours, gradients_of(chain.run, chain.present))
+
+
+def test_modules_on_cuda_have_a_limit_of_their_own() -> None:
+    small, large = 2**10, _planner.CUDA_WORK[0]
+    assert _planner.native_pays(100, small, 1, False, False, cuda=True)
+    assert not _planner.native_pays(100, large, 1, False, True, cuda=True)
+    assert not _planner.native_pays(3, small, 1, False, True, cuda=True)

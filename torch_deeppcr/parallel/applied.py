@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .containers import ParallelModuleList
+from .verify import cuda_devices
 
 _TOLERANCE = 1e-3
 
@@ -106,7 +107,7 @@ def _watch(owner: nn.Module, blocks: nn.ModuleList, example: tuple[Any, ...]) ->
 
     handles = [block.register_forward_hook(note, with_kwargs=True) for block in blocks]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=_devices(example)):
             owner(*example)
     finally:
         for handle in handles:
@@ -131,7 +132,7 @@ def _compare(owner: nn.Module, blocks: ParallelModuleList, example: tuple[Any, .
         calls.append(input)
         return run(input)
 
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=_devices(example)):
         expected = owner(*example)
         blocks.__dict__["_armed"], blocks.__dict__["_run"] = True, counted
         try:
@@ -145,6 +146,10 @@ def _compare(owner: nn.Module, blocks: ParallelModuleList, example: tuple[Any, .
     pairs = zip(_tensors(expected), _tensors(actual), strict=True)
     if not all(torch.allclose(a, b, _TOLERANCE, _TOLERANCE, equal_nan=True) for a, b in pairs):
         raise NotInOrder("forward gives another output when the blocks are one chain")
+
+
+def _devices(example: tuple[Any, ...]) -> list[torch.device]:
+    return cuda_devices(*torch.utils._pytree.tree_leaves(example))
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from .. import _chain, _planner
+from .. import _chain, _native, _planner
 from .._plan import Solver
 from .._planner import Planner
 from .._solve import Call
@@ -81,7 +81,10 @@ class Chain:
             return self.loop(input)
         parameters, frozen = read
         call = Call(False, None, False, self.solver, self.planner, frozen)
-        return RUN[self.step.kind.name](call, input, parameters, self.step.options)
+        try:
+            return RUN[self.step.kind.name](call, input, parameters, self.step.options)
+        except _native.Unsupported:  # by the kernels of the device
+            return self.loop(input)
 
     def loop(self, input: Tensor) -> Tensor:
         """The modules one after another, as the container would call them."""
@@ -96,7 +99,9 @@ class Chain:
             return False
         if input.layout is not torch.strided or input.is_nested or hasattr(input, "device_mesh"):
             return False
-        return _chain.native(input) or autocast_enabled(input)
+        if _chain.native(input):
+            return True
+        return autocast_enabled(input) and input.device.type not in _native.missing
 
     def _read(self, input: Tensor) -> tuple[tuple[Tensor | None, ...], tuple[bool, ...]] | None:
         """Parameters and frozen steps; None where the loop is right, or is faster."""
@@ -132,7 +137,8 @@ class Chain:
         if self.solver.segments != "auto" or torch.compiler.is_compiling():
             return True
         batch = input.numel() // max(self.width, 1)
-        return _planner.native_pays(self.length, self.elements, batch, training, self.stacked)
+        work = (self.length, self.elements, batch)
+        return _planner.native_pays(*work, training, self.stacked, input.is_cuda)
 
     def _frozen(self, columns: list[list[Tensor]]) -> tuple[bool, ...]:
         """Steps none of whose parameters wants a gradient; empty where there are none, or all."""

@@ -47,7 +47,7 @@ class Verifier:
         if kind not in self._kinds:
             _compare(*_random_copy(block, step), "with random parameters")
         tensor = step.slots()[0].read()
-        if tensor.device.type == "cpu" and tensor.dtype in _TOLERANCE:
+        if tensor.device.type in ("cpu", "cuda") and tensor.dtype in _TOLERANCE:
             _compare(block, step, "")
         self._blocks.add(key)
         self._kinds.add(kind)
@@ -78,8 +78,8 @@ def _compare(block: nn.Module, step: Step, how: str) -> None:
     weight = step.slots()[0].read()
     generator = torch.Generator().manual_seed(1)
     input = torch.randn(_SAMPLES, step.width, generator=generator, dtype=torch.float64)
-    input = input.to(weight.dtype)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    input = input.to(weight)
+    with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(weight)):
         actual = _in_eval_mode(block, input.clone())
         expected = _described(step, input)
     if not isinstance(actual, Tensor) or actual.shape != expected.shape:
@@ -92,6 +92,11 @@ def _compare(block: nn.Module, step: Step, how: str) -> None:
             f"what it says is not what the block's forward computes: {how + ' ' if how else ''}"
             f"they differ by {difference:.1e} relative to the largest value"
         )
+
+
+def cuda_devices(*tensors: object) -> list[torch.device]:
+    """Whose random state running a module on these may change, besides the CPU's."""
+    return list({t.device for t in tensors if isinstance(t, Tensor) and t.is_cuda})
 
 
 def _in_eval_mode(block: nn.Module, input: Tensor) -> Any:
