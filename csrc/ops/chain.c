@@ -208,8 +208,7 @@ dpcr_status dpcr_activate(dpcr_exec exec, dpcr_dtype dtype, dpcr_activation acti
     REQUIRE(count >= 0, "count is %lld, must not be negative", (long long)count);
     REQUIRE(count == 0 || u, "u is NULL");
     REQUIRE(count == 0 || y, "y is NULL");
-    if (count > 0 && exec.device->chains)
-        return exec.device->chains->activate(exec, &chain, count, u, y, d);
+    if (count > 0 && exec.device->chains) return exec.device->chains->activate(exec, &chain, count, u, y, d);
     if (count > 0) dpcr_chain_kernels(exec.device, dtype)->activate(activation, parameter, count, u, y, d);
     return DPCR_OK;
 }

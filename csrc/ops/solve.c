@@ -136,9 +136,11 @@ static dpcr_status solve_on_device(const struct solve *solve, const dpcr_plan *p
     const struct chain_solver *device = solve->exec.device->chains;
     size_t bytes = 0;
     if (!dpcr_no_states(solve->chain) && solve->chain->L > 0)
-        RETURN_IF(device->solve(solve->exec, solve->chain, solve->solution, plan, &solve->options, NULL, &bytes));
+        RETURN_IF(
+            device->solve(solve->exec, solve->chain, solve->solution, plan, &solve->options, NULL, &bytes));
     RETURN_IF(dpcr_check_workspace(workspace, bytes));
-    return device->solve(solve->exec, solve->chain, solve->solution, plan, &solve->options, workspace.data, NULL);
+    return device->solve(solve->exec, solve->chain, solve->solution, plan, &solve->options, workspace.data,
+                         NULL);
 }
 
 /* Fewer threads, then fewer samples at a time (a multiple of the kernels' tile where it can be) until the

@@ -40,7 +40,7 @@ def chains(draw: st.DrawFn) -> Chain:
         kind,
         length,
         batch=draw(st.integers(1, 6)),
-        # The RMS norm of one number is its sign, LayerNorm makes 1 and -1 of two: all gradients would be rounding.
+        # RMSNorm makes 1 or -1 of one number, LayerNorm of two: gradients would be rounding.
         width=draw(st.integers({None: 1, "rms_norm": 2, "layer_norm": 3}[norm], 6)),
         hidden=draw(st.sampled_from([1, 3, 8])) if kind == "residual" else 0,
         activation=draw(st.sampled_from(["identity", "relu", "tanh", "silu", "gelu", "elu"])),

@@ -51,7 +51,7 @@ static dpcr_status fits(const dpcr_plan *plan, size_t bytes) {
 }
 
 static dpcr_status report(dpcr_exec exec, const dpcr_chain *chain, double *rows, double flops) {
-    return rows ? run_elements<report_kernel>(exec, chain->B, rows, flops) : DPCR_OK;
+    return rows ? run_elements<report_kernel<double>>(exec, chain->B, rows, flops) : DPCR_OK;
 }
 
 /* What both directions of Newton have in common. */
@@ -288,7 +288,8 @@ static dpcr_status provide(const backward &b, int64_t u0, int64_t u1, back_array
 /* The sequential walk, chunk by chunk from the last. */
 static dpcr_status walk_chunks(const backward &b) {
     const dpcr_chain *chain = b.chain;
-    const bool alone = b.parameters && !b.arrays->gz0, stages = dpcr_cuda_stages(canonical(chain), b.limits, true);
+    const bool alone = b.parameters && !b.arrays->gz0,
+               stages = dpcr_cuda_stages(canonical(chain), b.limits, true);
     const int64_t stop = alone ? dpcr_first_unfrozen(b.arrays, 0, chain->L) : 0;
     const void *g = b.arrays->gz;
     for (int64_t u1 = b.units; u1 > 0; u1 = dpcr_max(0, u1 - b.chunk)) {
@@ -336,7 +337,8 @@ static dpcr_status backward_of_nothing(dpcr_exec exec, const dpcr_chain *chain, 
 }
 
 static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
-                               const dpcr_plan *plan, const dpcr_newton *options, void *workspace, size_t *bytes) {
+                               const dpcr_plan *plan, const dpcr_newton *options, void *workspace,
+                               size_t *bytes) {
     RETURN_IF(check_width(chain));
     if (bytes) *bytes = 0;
     if (dpcr_no_states(chain) || chain->L == 0)
@@ -385,7 +387,8 @@ static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dp
 static dpcr_status activate(dpcr_exec exec, const dpcr_chain *chain, int64_t count, const void *u, void *y,
                             void *d) {
     return chain->dtype == DPCR_F32
-               ? run_elements<activate_kernel<float>>(exec, count, *chain, (const float *)u, (float *)y, (float *)d)
+               ? run_elements<activate_kernel<float>>(exec, count, *chain, (const float *)u, (float *)y,
+                                                      (float *)d)
                : run_elements<activate_kernel<double>>(exec, count, *chain, (const double *)u, (double *)y,
                                                        (double *)d);
 }

@@ -12,22 +12,23 @@
 enum gradient_kind { GRADIENT_OUTER, GRADIENT_PRODUCT, GRADIENT_SUM };
 
 struct gradient_job {
-    void *gradient;         /* (-,layers,rows,columns) from step `first` of the pass on; NULL: not wanted */
+    void *gradient; /* (-,layers,rows,columns) from step `first` of the pass on; NULL: not wanted */
     gradient_kind kind;
     int64_t rows, columns;
-    int64_t x, y;    /* where x and y begin in a saved row, in layer 0; y of a layer may lie in the last one's */
+    int64_t x, y; /* where x and y begin in a saved row, in layer 0; y of a layer may lie in the last one's */
     bool from_state; /* y of layer 0 is the state before the step */
 };
 
 struct gradient_pass {
     dpcr_chain chain;
     back_arrays arrays;
-    int64_t first, layers, piece; /* piece: of a layer in a saved row */
+    int64_t first, layers, piece;      /* piece: of a layer in a saved row */
     int64_t elements[DPCR_PARAMETERS]; /* of each job */
     gradient_job job[DPCR_PARAMETERS];
 };
 
-template <class T> __device__ void gradient_element(const gradient_pass &pass, const gradient_job &job, int64_t e) {
+template <class T>
+__device__ void gradient_element(const gradient_pass &pass, const gradient_job &job, int64_t e) {
     const dpcr_chain &chain = pass.chain;
     const int64_t matrix = job.rows * job.columns, step = pass.layers * matrix;
     const int64_t l = pass.first + e / step, m = e % step / matrix, i = e % matrix / job.columns;
@@ -65,9 +66,10 @@ __global__ void THREADS(ELEMENT_THREADS)
 }
 
 /* The report of a pass that has no sweeps. */
-__global__ inline void THREADS(ELEMENT_THREADS) report_kernel(int64_t samples, double *report, double flops) {
+template <class T>
+__global__ void THREADS(ELEMENT_THREADS) report_kernel(int64_t samples, T *report, T flops) {
     FOR_ELEMENTS(s, samples) {
-        const double column[DPCR_REPORT] = {1, 0, DPCR_CONVERGED, 0, 0, flops};
+        const T column[DPCR_REPORT] = {1, 0, DPCR_CONVERGED, 0, 0, flops};
         for (int i = 0; i < DPCR_REPORT; i++) report[i * samples + s] = column[i];
     }
 }

@@ -23,7 +23,7 @@ enum { WIDEST = BLOCK_LANES * BLOCK_ROWS };
      : widest_of(chain) <= 32 ? RUN<team<T, 32, 1>>(__VA_ARGS__) \
                               : RUN<team<T, BLOCK_LANES, BLOCK_ROWS>>(__VA_ARGS__))
 
-#define FOR_DTYPE_AND_TEAM(chain, RUN, ...)                               \
+#define FOR_DTYPE_AND_TEAM(chain, RUN, ...)                                  \
     ((chain).dtype == DPCR_F32 ? FOR_TEAM_OF(chain, float, RUN, __VA_ARGS__) \
                                : FOR_TEAM_OF(chain, double, RUN, __VA_ARGS__))
 
@@ -45,7 +45,11 @@ dpcr_status dpcr_cuda_pullback(dpcr_exec exec, const pullback_arguments &argumen
 /* Sets gang, gangs, bytes of a pass; the workspace is gangs pieces of bytes, and before them their counters. */
 void dpcr_cuda_newton_shape(newton_pass *pass, const device_limits &limits, size_t cap);
 size_t dpcr_cuda_newton_workspace(const newton_pass &pass);
-dpcr_status dpcr_cuda_newton(dpcr_exec exec, const newton_pass &pass, const device_limits &limits, bool backward,
-                             void *workspace);
+dpcr_status dpcr_cuda_newton(dpcr_exec exec, const newton_pass &pass, const device_limits &limits,
+                             bool backward, void *workspace);
+dpcr_status dpcr_cuda_newton_f32(dpcr_exec exec, const newton_pass &pass, const device_limits &limits,
+                                 bool backward);
+dpcr_status dpcr_cuda_newton_f64(dpcr_exec exec, const newton_pass &pass, const device_limits &limits,
+                                 bool backward);
 
 #endif

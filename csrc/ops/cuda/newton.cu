@@ -1,22 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Launches of newton.cuh. */
-#include "ops/cuda/launch.cuh"
-
-enum { TEAM_THREADS = 128 }; /* of a block, where teams are part of a warp: one warp for each scheduler */
-/* Static shared memory of the kernel, and the system's own. */
-static const size_t kReserved = 16 << 10;
-
-template <class TEAM> static int threads_of(int64_t S) {
-    if (TEAM::BLOCK) return BLOCK_LANES;
-    if (TEAM::LANES > 1) return TEAM_THREADS;
-    return (int)dpcr_min(dpcr_ceil_div(S, TEAM_WARP) * TEAM_WARP, NEWTON_THREADS);
-}
-
-/* Blocks of a gang: a team has one segment where there are processors enough. */
-template <class TEAM> static int gang_of(const newton_pass &pass, const device_limits &limits) {
-    const int64_t teams = threads_of<TEAM>(pass.S) / TEAM::LANES;
-    return (int)dpcr_min(dpcr_ceil_div(pass.S, teams), limits.processors);
-}
+ * Newton's shape and workspace. */
+#include "ops/cuda/newton_launch.cuh"
 
 static size_t counters(int64_t gangs) {
     return dpcr_round_up((size_t)gangs * sizeof(unsigned));
@@ -35,36 +19,20 @@ void dpcr_cuda_newton_shape(newton_pass *pass, const device_limits &limits, size
     newton_arrays none;
     FOR_DTYPE_AND_TEAM(pass->chain, set_shape, pass, limits);
     pass->bytes = carve_newton(*pass, NULL, &none);
-    const int64_t together = pass->gang > 1 ? dpcr_max(limits.processors / pass->gang, 1) : 8 * limits.processors;
+    const int64_t together =
+        pass->gang > 1 ? dpcr_max(limits.processors / pass->gang, 1) : 8 * limits.processors;
     pass->gangs = dpcr_min(pass->chain.B, together);
     while (cap > 0 && pass->gangs > 1 && dpcr_cuda_newton_workspace(*pass) > cap) pass->gangs--;
 }
 
-template <class TEAM, bool BACKWARD>
-static dpcr_status run_way(dpcr_exec exec, newton_pass pass, const device_limits &limits) {
-    typedef typename TEAM::T T;
-    pass.slot = slot_of<TEAM>(pass.chain);
-    const size_t room = limits.shared > kReserved ? limits.shared - kReserved : 0,
-                 slot = (size_t)pass.slot.size * sizeof(T);
-    const int64_t steps = dpcr_ceil_div(pass.S, pass.gang) * dpcr_ceil_div(pass.chain.L, pass.S);
-    pass.resident_steps = !TEAM::BLOCK && (size_t)steps * slot <= room ? steps : 0;
-    const launch_shape shape = {pass.gangs * pass.gang, threads_of<TEAM>(pass.S),
-                                (size_t)pass.resident_steps * slot, pass.gang > 1};
-    return launched(launch<newton_kernel<TEAM, BACKWARD>>(shape, (cudaStream_t)exec.stream, pass));
-}
-
-template <class TEAM>
-static dpcr_status run(dpcr_exec exec, const newton_pass &pass, const device_limits &limits, bool backward) {
-    return backward ? run_way<TEAM, true>(exec, pass, limits) : run_way<TEAM, false>(exec, pass, limits);
-}
-
-dpcr_status dpcr_cuda_newton(dpcr_exec exec, const newton_pass &given, const device_limits &limits, bool backward,
-                             void *workspace) {
+dpcr_status dpcr_cuda_newton(dpcr_exec exec, const newton_pass &given, const device_limits &limits,
+                             bool backward, void *workspace) {
     newton_pass pass = given;
     pass.arrived = (unsigned *)workspace;
     pass.workspace = (char *)workspace + counters(pass.gangs);
     if (pass.gang > 1)
-        RETURN_IF(launched(
-            cudaMemsetAsync(pass.arrived, 0, (size_t)pass.gangs * sizeof(unsigned), (cudaStream_t)exec.stream)));
-    return FOR_DTYPE_AND_TEAM(pass.chain, run, exec, pass, limits, backward);
+        RETURN_IF(launched(cudaMemsetAsync(pass.arrived, 0, (size_t)pass.gangs * sizeof(unsigned),
+                                           (cudaStream_t)exec.stream)));
+    return pass.chain.dtype == DPCR_F32 ? dpcr_cuda_newton_f32(exec, pass, limits, backward)
+                                        : dpcr_cuda_newton_f64(exec, pass, limits, backward);
 }

@@ -28,7 +28,7 @@ struct newton_arrays {
     void *maps, *group_maps, *group_d; /* (S,w,w), (MOST_GROUPS,w,w), (MOST_GROUPS,w): dense only */
     double *size, *ratio, *P_norm;     /* (S) of e_k; of r_k, relative; of P_k */
     float *moved;                      /* (S) */
-    int *unequal, *stale, *guarded; /* (S) */
+    int *unequal, *stale, *guarded;    /* (S) */
     struct newton_sample *sample;
 };
 
@@ -42,14 +42,14 @@ struct newton_pass {
     double step_flops;
     unsigned *arrived; /* (gangs), zero: of their barriers; not read where a gang is one block */
     char *workspace;
-    size_t bytes;          /* of a gang's */
-    const void *start;     /* (B,w) s_0: z0, or gz (NULL: zero) */
-    const void *guess;     /* (L,B,w) or NULL; forward only, as the next two */
-    void *states;          /* (L,B,w) or NULL */
-    void *checkpoints;     /* (S,B,w) or NULL: then they are the starts */
-    void *end;             /* (B,w) or NULL: z, or gz0 */
-    double *report;        /* (DPCR_REPORT,B) or NULL */
-    back_arrays back;      /* backward only */
+    size_t bytes;      /* of a gang's */
+    const void *start; /* (B,w) s_0: z0, or gz (NULL: zero) */
+    const void *guess; /* (L,B,w) or NULL; forward only, as the next two */
+    void *states;      /* (L,B,w) or NULL */
+    void *checkpoints; /* (S,B,w) or NULL: then they are the starts */
+    void *end;         /* (B,w) or NULL: z, or gz0 */
+    double *report;    /* (DPCR_REPORT,B) or NULL */
+    back_arrays back;  /* backward only */
 };
 
 static inline DPCR_EVERYWHERE size_t carve_newton(const newton_pass &p, char *base, newton_arrays *a) {
@@ -96,8 +96,8 @@ template <> struct newton_constants<float> {
 template <> struct newton_constants<double> {
     static constexpr double epsilon = 2.220446049250313e-16, tiny = 1e-307;
 };
-static constexpr double kGuard = 10, kSlow = 0.25, kSmall = 1e3, kFastest = 1e-3, kSlowest = 0.9, kStuck = 0.5,
-                        kSlack = 2;
+static constexpr double kGuard = 10, kSlow = 0.25, kSmall = 1e3, kFastest = 1e-3, kSlowest = 0.9,
+                        kStuck = 0.5, kSlack = 2;
 static constexpr float kFar = 0.1F;
 
 /* ---- rows --------------------------------------------------------------------------------------- */
@@ -115,14 +115,17 @@ NEWTON_VIEW typename TEAM::T *map_of(const newton_view<TEAM> &v, void *maps, int
     return (typename TEAM::T *)maps + k * v.p->chain.w * v.p->chain.w;
 }
 
-template <class T> __device__ bool same_bits(T a, T b) {
-    return __builtin_memcmp(&a, &b, sizeof a) == 0;
+__device__ inline bool same_bits(float a, float b) {
+    return bits_of_number(a) == bits_of_number(b);
+}
+
+__device__ inline bool same_bits(double a, double b) {
+    return bits_of_number(a) == bits_of_number(b);
 }
 
 /* r = e - next, 0 where their bits are the same; returns whether they all are */
 NEWTON_VIEW bool residual_of(const newton_view<TEAM> &v, const typename TEAM::T (&e)[TEAM::ROWS],
-                             const typename TEAM::T (&next)[TEAM::ROWS],
-                             typename TEAM::T (&r)[TEAM::ROWS]) {
+                             const typename TEAM::T (&next)[TEAM::ROWS], typename TEAM::T (&r)[TEAM::ROWS]) {
     bool equal = true;
     UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
         equal = equal && (row_of(v.at, q) >= (int)v.p->chain.w || same_bits(e[q], next[q]));
@@ -135,7 +138,8 @@ NEWTON_VIEW bool residual_of(const newton_view<TEAM> &v, const typename TEAM::T 
 
 NEWTON_VIEW bool is_zero(const newton_view<TEAM> &v, const typename TEAM::T (&x)[TEAM::ROWS]) {
     bool zero = true;
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) zero = zero && (row_of(v.at, q) >= (int)v.p->chain.w || x[q] == 0);
+    UNROLL for (int q = 0; q < TEAM::ROWS; q++) zero =
+        zero && (row_of(v.at, q) >= (int)v.p->chain.w || x[q] == 0);
     return all_lanes(v.at, zero);
 }
 
@@ -206,8 +210,7 @@ template <bool BACKWARD, class TEAM> __device__ void begin(const newton_view<TEA
     if (v.k0 > 0 || threadIdx.x > 0) return;
     newton_sample sample = {};
     sample.phase = NEWTON_SWEEPING;
-    sample.refresh =
-        p.options.structure == DPCR_P_DENSE && (BACKWARD || p.options.refresh == DPCR_ALWAYS);
+    sample.refresh = p.options.structure == DPCR_P_DENSE && (BACKWARD || p.options.refresh == DPCR_ALWAYS);
     sample.before = INFINITY;
     sample.verdict = p.options.finish || p.options.max_sweeps == 0 ? DPCR_SEQUENTIAL : DPCR_UNCONVERGED;
     *v.a.sample = sample;
@@ -238,8 +241,7 @@ __device__ void through_with_P(const newton_view<TEAM> &v, int64_t k, typename T
     T norm;
     if (BACKWARD) {
         T z[TEAM::ROWS];
-        load_rows(v.at, (int)w,
-                  state_before<T>(p.chain, p.back, first, v.s), z);
+        load_rows(v.at, (int)w, state_before<T>(p.chain, p.back, first, v.s), z);
         norm = walk_tangents(v.at, p.chain, v.near, first, last, v.s, (void *)NULL, 0, P, z);
         walk_back(v.at, p.chain, v.near, p.back, first, last, v.s, x);
     } else {
@@ -370,7 +372,8 @@ NEWTON_VIEW void solve_in_groups(const newton_view<TEAM> &v, newton_sample *mine
         if (v.rank == 0) walk_d(v, 1, count + 1, (const T *)NULL, true, d);
         return;
     }
-    const int64_t first = 1 + dpcr_edge(v.rank, count, groups), last = 1 + dpcr_edge(v.rank + 1, count, groups);
+    const int64_t first = 1 + dpcr_edge(v.rank, count, groups),
+                  last = 1 + dpcr_edge(v.rank + 1, count, groups);
     const bool takes_part = v.rank < groups;
     if (takes_part && changed) multiply_group(v, first, last, mine->exact, map_of(v, v.a.group_maps, v.rank));
     if (takes_part) {
@@ -386,15 +389,14 @@ NEWTON_VIEW void solve_in_groups(const newton_view<TEAM> &v, newton_sample *mine
         store_rows(v.at, w, offset, row_at(v, v.a.group_d, g));
     }
     __syncthreads(); /* so is d at every group's end */
-    if (takes_part)
-        walk_d(v, first, last, v.rank == 0 ? NULL : row_at(v, v.a.group_d, v.rank - 1), true, d);
+    if (takes_part) walk_d(v, first, last, v.rank == 0 ? NULL : row_at(v, v.a.group_d, v.rank - 1), true, d);
 }
 
 /* Parallel cyclic reduction over the threads, each of which has a run of elements. */
 NEWTON_VIEW void solve_by_reduction(const newton_view<TEAM> &v, newton_sample *mine) {
     typedef typename TEAM::T T;
     enum { W = TEAM::N };
-    SHARED(T, carry, NEWTON_THREADS *W);
+    SHARED(T, carry, NEWTON_THREADS * W);
     const int w = (int)v.p->chain.w, t = (int)threadIdx.x;
     const int64_t count = v.p->S - 1, run = dpcr_ceil_div(count, blockDim.x);
     const int64_t first = dpcr_min(1 + t * run, count + 1), last = dpcr_min(first + run, count + 1);
@@ -473,8 +475,7 @@ NEWTON_VIEW bool is_right(const newton_view<TEAM> &v, const newton_sample &mine)
     const double rtol = v.p->options.rtol, slack = kSlack * rtol, q = mine.error, r = mine.rounding;
     if (v.p->options.structure != DPCR_P_DENSE)
         return r <= rtol / 2 && q <= slack * fmax(1.0, sqrt((double)v.p->S) / 8);
-    const bool stuck =
-        q >= kStuck * mine.before || r <= 2 * newton_constants<typename TEAM::T>::epsilon;
+    const bool stuck = q >= kStuck * mine.before || r <= 2 * newton_constants<typename TEAM::T>::epsilon;
     return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
 
@@ -501,8 +502,7 @@ NEWTON_VIEW bool is_solution(const newton_view<TEAM> &v, int64_t exact) {
         load_rows(v.at, w, row_at(v, v.a.d, k + 1), d);
         equation(v, k, before, r, out);
         UNROLL for (int q = 0; q < TEAM::ROWS; q++) out[q] -= d[q];
-        const double gap = norm_rows(v.at, w, out),
-                     size = norm_rows(v.at, w, d) + norm_rows(v.at, w, r);
+        const double gap = norm_rows(v.at, w, out), size = norm_rows(v.at, w, d) + norm_rows(v.at, w, r);
         if (!(gap <= tolerance * size) && !(gap <= C::tiny * C::epsilon)) wrong = 1;
     }
     return block_max(wrong) == 0;
@@ -518,7 +518,8 @@ NEWTON_VIEW void solve_again(const newton_view<TEAM> &v) {
     }
 }
 
-template <bool BACKWARD, class TEAM> __device__ void confirm(const newton_view<TEAM> &v, newton_sample *mine) {
+template <bool BACKWARD, class TEAM>
+__device__ void confirm(const newton_view<TEAM> &v, newton_sample *mine) {
     double error = relative_error(v);
     /* a linear problem takes d for its error itself, others sweep on */
     const bool solved = !mine->has_P || (BACKWARD ? is_solution(v, mine->exact) : error < INFINITY);
@@ -673,8 +674,7 @@ __device__ void solve_sample(const newton_view<TEAM> &v, newton_sample *mine) {
     gang_barrier(v.arrived, p.gang); /* before the next sample begins */
 }
 
-template <class TEAM, bool BACKWARD>
-__global__ void THREADS(NEWTON_THREADS) newton_kernel(newton_pass p) {
+template <class TEAM, bool BACKWARD> __global__ void THREADS(NEWTON_THREADS) newton_kernel(newton_pass p) {
     typedef typename TEAM::T T;
     TEAM_HERE(TEAM, at);
     DYNAMIC_SHARED(T, slots);

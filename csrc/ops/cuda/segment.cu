@@ -11,7 +11,8 @@ template <class TEAM> static launch_shape teams_for(int64_t tasks) {
 
 template <class TEAM>
 static dpcr_status propagate(dpcr_exec exec, const propagate_arguments &a, int64_t tasks) {
-    return launched(launch<propagate_kernel<TEAM>>(teams_for<TEAM>(tasks), (cudaStream_t)exec.stream, tasks, a));
+    return launched(
+        launch<propagate_kernel<TEAM>>(teams_for<TEAM>(tasks), (cudaStream_t)exec.stream, tasks, a));
 }
 
 dpcr_status dpcr_cuda_propagate(dpcr_exec exec, const propagate_arguments &a, int64_t segments) {

@@ -18,15 +18,15 @@ template <class T> struct resident {
 };
 
 template <class TEAM>
-__device__ step_parameters<typename TEAM::T> parameters_near(const dpcr_chain &chain,
-                                                             const resident<typename TEAM::T> &near,
-                                                             int64_t l) {
+__device__ step_parameters<typename TEAM::T>
+parameters_near(const dpcr_chain &chain, const resident<typename TEAM::T> &near, int64_t l) {
     if (l >= near.first && l < near.last)
         return parameters_in<TEAM>(near.shape, near.slots + (l - near.first) * near.shape.size);
     return parameters_of<TEAM>(chain, l);
 }
 
-template <class T> __device__ T *state_row(const dpcr_chain &chain, const void *states, int64_t l, int64_t s) {
+template <class T>
+__device__ T *state_row(const dpcr_chain &chain, const void *states, int64_t l, int64_t s) {
     return (T *)states + (l * chain.B + s) * chain.w;
 }
 
@@ -63,11 +63,10 @@ template <class T> struct tangent_place {
 /* As walk(), with the product of the steps' Jacobians; returns the largest row sum of magnitudes of what it
  * stores (of a product that is stored transposed: its largest column sum). */
 template <class TEAM>
-__device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chain,
-                                          const resident<typename TEAM::T> &near, int64_t first, int64_t last,
-                                          int64_t s, void *states, int64_t origin,
-                                          const tangent_place<typename TEAM::T> &P,
-                                          typename TEAM::T (&z)[TEAM::ROWS]) {
+__device__ typename TEAM::T
+walk_tangents(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near, int64_t first,
+              int64_t last, int64_t s, void *states, int64_t origin, const tangent_place<typename TEAM::T> &P,
+              typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const int w = (int)chain.w;
     const bool by_columns = P.row == 1 && w > 1;
@@ -152,7 +151,8 @@ __device__ void walk_back(const TEAM &at, const dpcr_chain &chain, const residen
     const bool plain = is_plain(chain);
     T after[TEAM::ROWS], before[TEAM::ROWS];
     copy_rows(g, before);
-    if (last > first) load_rows(at, w, state_row<T>(chain, arrays.states, last - 1 - arrays.first, s), before);
+    if (last > first)
+        load_rows(at, w, state_row<T>(chain, arrays.states, last - 1 - arrays.first, s), before);
     for (int64_t l = last - 1; l >= first; l--) {
         T *saved = NULL;
         copy_rows(before, after);
@@ -163,8 +163,7 @@ __device__ void walk_back(const TEAM &at, const dpcr_chain &chain, const residen
             load_rows(at, w, state_row<T>(chain, arrays.gstates, l, s), extra);
             UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] += extra[r];
         }
-        if (arrays.saved)
-            saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + s) * saved_size(chain);
+        if (arrays.saved) saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + s) * saved_size(chain);
         step_back(at, chain, parameters_near<TEAM>(chain, near, l), before, after, saved, g);
     }
 }
@@ -181,7 +180,7 @@ template <class TEAM> __device__ int64_t team_count() {
 }
 
 /* What a block team exchanges through; others need none. */
-#define TEAM_HERE(TEAM, name)                                      \
+#define TEAM_HERE(TEAM, name)                                                 \
     SHARED(typename TEAM::T, name##_exchange, TEAM::BLOCK ? 2 * TEAM::N : 1); \
     const TEAM name = this_team<TEAM>(name##_exchange)
 

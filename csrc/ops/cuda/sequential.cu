@@ -7,7 +7,7 @@ static const size_t kBuffers = 96 << 10;
 enum { MOST_STEPS = 16, FEW_WARPS = 1, MANY_WARPS = 4, LOADERS = 96 };
 
 struct sequential_shape {
-    int chunk, compute;
+    int chunk, compute, beside;
     int64_t tile;
     size_t bytes; /* of shared memory */
 };
@@ -16,10 +16,10 @@ template <class TEAM>
 static sequential_shape shape_of(const dpcr_chain &chain, const device_limits &limits, bool backward) {
     const int64_t samples = TEAM_WARP / TEAM::LANES; /* of a warp */
     const bool few = chain.B <= samples * limits.processors;
-    sequential_shape shape = {0, TEAM_WARP * (few ? FEW_WARPS : MANY_WARPS), 0, 0};
+    sequential_shape shape = {0, TEAM_WARP * (few ? FEW_WARPS : MANY_WARPS), 0, 0, 0};
     shape.tile = dpcr_min(shape.compute / TEAM::LANES, chain.B);
-    const size_t states = backward ? (size_t)(shape.tile * chain.w) : 0;
-    const size_t step = ((size_t)slot_of<TEAM>(chain).size + states) * sizeof(typename TEAM::T);
+    shape.beside = backward ? (int)dpcr_ceil_div(shape.tile * chain.w, TEAM::PACK) * TEAM::PACK : 0;
+    const size_t step = (size_t)(slot_of<TEAM>(chain).size + shape.beside) * sizeof(typename TEAM::T);
     const size_t budget = limits.shared < kBuffers ? limits.shared : kBuffers;
     shape.chunk = (int)dpcr_min((int64_t)(budget / (2 * step)), MOST_STEPS);
     shape.bytes = 2 * (size_t)shape.chunk * step;
@@ -51,8 +51,10 @@ static dpcr_status run(dpcr_exec exec, sequential_pass pass, const device_limits
         pass.chunk = shape.chunk;
         pass.compute = shape.compute;
         pass.tile = shape.tile;
-        return launched(backward ? launch<sequential_back_kernel<TEAM>>(grid, (cudaStream_t)exec.stream, tiles, pass)
-                                 : launch<sequential_kernel<TEAM>>(grid, (cudaStream_t)exec.stream, tiles, pass));
+        pass.beside = shape.beside;
+        return launched(
+            backward ? launch<sequential_back_kernel<TEAM>>(grid, (cudaStream_t)exec.stream, tiles, pass)
+                     : launch<sequential_kernel<TEAM>>(grid, (cudaStream_t)exec.stream, tiles, pass));
     }
 }
 

@@ -14,19 +14,20 @@ enum { SEQUENTIAL_THREADS = 256 };
 struct sequential_pass {
     dpcr_chain chain;
     slot_shape slot;
-    int chunk;              /* steps of a buffer */
-    int compute;            /* threads that do */
-    int64_t tile;           /* samples of a block; a team whose sample does not exist waits */
-    const void *z0;         /* (B,w) */
-    void *z, *states;       /* (B,w); (L,B,w) or NULL */
-    void *checkpoints;      /* (C,B,w) or NULL */
+    int chunk;         /* steps of a buffer */
+    int compute;       /* threads that do */
+    int64_t tile;      /* samples of a block; a team whose sample does not exist waits */
+    const void *z0;    /* (B,w) */
+    void *z, *states;  /* (B,w); (L,B,w) or NULL */
+    void *checkpoints; /* (C,B,w) or NULL */
     int64_t checkpoint_count;
-    double *report;         /* (DPCR_REPORT,B) or NULL */
-    double flops;           /* of a sample */
+    double *report; /* (DPCR_REPORT,B) or NULL */
+    double flops;   /* of a sample */
 
     /* backward alone: steps first..last-1 */
     int64_t first, last;
     back_arrays arrays;
+    int beside;     /* elements of a step's states in a buffer, tile w rounded up to 16 bytes */
     const void *gz; /* (B,w) after step last - 1, or NULL: zero */
     void *g;        /* (B,w) before step `first`, or NULL; may be gz */
 };
@@ -99,7 +100,7 @@ __global__ void THREADS(SEQUENTIAL_THREADS) sequential_kernel(int64_t tiles, seq
 
 /* ---- backward ---------------------------------------------------------------------------------- */
 
-/* A buffer holds chunk slots, then (chunk,tile,w) states: after a step where the chain is plain, else before it. */
+/* A buffer holds chunk slots, then the states (tile,w) of chunk steps: after a step where the chain is plain, else before it. */
 template <class TEAM>
 __device__ void stage_back(const sequential_pass &pass, int64_t l, int64_t s0, int slot_index,
                            typename TEAM::T *buffer, int t, int count) {
@@ -109,7 +110,7 @@ __device__ void stage_back(const sequential_pass &pass, int64_t l, int64_t s0, i
     stage_step<TEAM>(chain, pass.slot, l, buffer + slot_index * pass.slot.size, t, count);
     const T *from = state_before<T>(chain, pass.arrays, is_plain(chain) ? l + 1 : l, s0);
     stage_vector(from, (int)(samples * chain.w),
-                 buffer + pass.chunk * pass.slot.size + slot_index * pass.tile * chain.w, t, count);
+                 buffer + pass.chunk * pass.slot.size + slot_index * pass.beside, t, count);
 }
 
 template <class TEAM>
@@ -122,7 +123,7 @@ __device__ void walk_chunk_back(const TEAM &at, const sequential_pass &pass, int
     const T *states = buffer + pass.chunk * pass.slot.size + s % pass.tile * w;
     for (int64_t l = last - 1; l >= first; l--) {
         T z[TEAM::ROWS], extra[TEAM::ROWS], *saved = NULL;
-        load_rows(at, w, states + (l - first) * pass.tile * w, z);
+        load_rows(at, w, states + (l - first) * pass.beside, z);
         if (pass.arrays.gstates) {
             load_rows(at, w, state_row<T>(chain, pass.arrays.gstates, l, s), extra);
             UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] += extra[r];
@@ -141,7 +142,7 @@ __global__ void THREADS(SEQUENTIAL_THREADS) sequential_back_kernel(int64_t tiles
     const dpcr_chain &chain = pass.chain;
     const int t = (int)threadIdx.x - pass.compute, loaders = (int)blockDim.x - pass.compute;
     const int64_t begin = pass.first, chunks = dpcr_ceil_div(pass.last - begin, pass.chunk);
-    const int buffer = pass.chunk * (pass.slot.size + (int)(pass.tile * chain.w));
+    const int buffer = pass.chunk * (pass.slot.size + pass.beside);
     const TEAM at = this_team<TEAM>(NULL);
     stage_zeros(slots, 2 * buffer, (int)threadIdx.x, (int)blockDim.x);
     __syncthreads(); /* before copies land */

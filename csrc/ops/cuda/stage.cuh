@@ -22,19 +22,21 @@ template <class TEAM> static inline slot_shape slot_of(const dpcr_chain &chain) 
         starts[i] = chain.parameter[i] ? used : -1;
         if (chain.parameter[i]) used += (sizes[i] + pack - 1) / pack * pack;
     }
-    return {starts[DPCR_W1],    starts[DPCR_B1],   starts[DPCR_W2], starts[DPCR_B2],
-            starts[DPCR_GAMMA], starts[DPCR_BETA], used};
+    return {starts[DPCR_W1],
+            starts[DPCR_B1],
+            starts[DPCR_W2],
+            starts[DPCR_B2],
+            starts[DPCR_GAMMA],
+            starts[DPCR_BETA],
+            used};
 }
 
 template <class TEAM>
 __device__ step_parameters<typename TEAM::T> parameters_in(const slot_shape &shape,
                                                            const typename TEAM::T *slot) {
-    return {{slot + shape.W1, TEAM::STRIDE, true},
-            {slot + shape.W2, TEAM::STRIDE, true},
-            shape.b1 < 0 ? NULL : slot + shape.b1,
-            shape.b2 < 0 ? NULL : slot + shape.b2,
-            shape.gamma < 0 ? NULL : slot + shape.gamma,
-            shape.beta < 0 ? NULL : slot + shape.beta};
+    return {{slot + shape.W1, TEAM::STRIDE, true},       {slot + shape.W2, TEAM::STRIDE, true},
+            shape.b1 < 0 ? NULL : slot + shape.b1,       shape.b2 < 0 ? NULL : slot + shape.b2,
+            shape.gamma < 0 ? NULL : slot + shape.gamma, shape.beta < 0 ? NULL : slot + shape.beta};
 }
 
 /* Everything below: by `count` threads, this one being number t; await_copies() and a barrier end it. */

@@ -117,10 +117,9 @@ template <class T, int ROWS> struct layer_values {
 
 /* a_m = act(norm(W_m x + b_m)) */
 template <class TEAM>
-__device__ void layer_forward(const TEAM &at, const dpcr_chain &chain,
-                              const step_parameters<typename TEAM::T> &p, int m,
-                              const typename TEAM::T (&x)[TEAM::ROWS],
-                              layer_values<typename TEAM::T, TEAM::ROWS> *v) {
+__device__ void
+layer_forward(const TEAM &at, const dpcr_chain &chain, const step_parameters<typename TEAM::T> &p, int m,
+              const typename TEAM::T (&x)[TEAM::ROWS], layer_values<typename TEAM::T, TEAM::ROWS> *v) {
     typedef typename TEAM::T T;
     const int w = (int)chain.w;
     T bias[TEAM::ROWS], u[TEAM::ROWS];
@@ -139,10 +138,9 @@ template <class T, int ROWS> struct branch_values {
 
 /* y = norm(z), a = act(W1 y + b1) */
 template <class TEAM>
-__device__ void branch_forward(const TEAM &at, const dpcr_chain &chain,
-                               const step_parameters<typename TEAM::T> &p,
-                               const typename TEAM::T (&z)[TEAM::ROWS],
-                               branch_values<typename TEAM::T, TEAM::ROWS> *v) {
+__device__ void
+branch_forward(const TEAM &at, const dpcr_chain &chain, const step_parameters<typename TEAM::T> &p,
+               const typename TEAM::T (&z)[TEAM::ROWS], branch_values<typename TEAM::T, TEAM::ROWS> *v) {
     typedef typename TEAM::T T;
     const int w = (int)chain.w, h = (int)chain.h;
     T bias[TEAM::ROWS], u[TEAM::ROWS];
@@ -161,8 +159,7 @@ __device__ void branch_forward(const TEAM &at, const dpcr_chain &chain,
 /* z -> f(z) */
 template <class TEAM>
 __device__ void step_forward(const TEAM &at, const dpcr_chain &chain,
-                             const step_parameters<typename TEAM::T> &p,
-                             typename TEAM::T (&z)[TEAM::ROWS]) {
+                             const step_parameters<typename TEAM::T> &p, typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const T scale = (T)chain.scale;
     T out[TEAM::ROWS];
@@ -239,8 +236,8 @@ __device__ void columns_project(const TEAM &at, const dpcr_chain &chain,
 /* z -> f(z), V -> f'(z) V */
 template <class TEAM>
 __device__ void step_columns(const TEAM &at, const dpcr_chain &chain,
-                             const step_parameters<typename TEAM::T> &p,
-                             typename TEAM::T (&z)[TEAM::ROWS], columns<TEAM> &Q) {
+                             const step_parameters<typename TEAM::T> &p, typename TEAM::T (&z)[TEAM::ROWS],
+                             columns<TEAM> &Q) {
     typedef typename TEAM::T T;
     const T scale = (T)chain.scale;
     const int w = (int)chain.w, h = (int)chain.h;
@@ -286,8 +283,8 @@ __device__ void step_columns(const TEAM &at, const dpcr_chain &chain,
 /* z -> f(z), v -> f'(z) v: one tangent, as a block has them */
 template <class TEAM>
 __device__ void step_tangent(const TEAM &at, const dpcr_chain &chain,
-                             const step_parameters<typename TEAM::T> &p,
-                             typename TEAM::T (&z)[TEAM::ROWS], typename TEAM::T (&q)[TEAM::ROWS]) {
+                             const step_parameters<typename TEAM::T> &p, typename TEAM::T (&z)[TEAM::ROWS],
+                             typename TEAM::T (&q)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const T scale = (T)chain.scale;
     const int w = (int)chain.w, h = (int)chain.h;
@@ -352,8 +349,7 @@ static inline DPCR_EVERYWHERE bool is_plain(const dpcr_chain &chain) {
 
 /* g -> f'(z)^T g; after: f(z), read if is_plain alone; saved may be NULL where M = 1 */
 template <class TEAM>
-__device__ void step_back(const TEAM &at, const dpcr_chain &chain,
-                          const step_parameters<typename TEAM::T> &p,
+__device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_parameters<typename TEAM::T> &p,
                           const typename TEAM::T (&z)[TEAM::ROWS],
                           const typename TEAM::T (&after)[TEAM::ROWS], typename TEAM::T *saved,
                           typename TEAM::T (&g)[TEAM::ROWS]) {

@@ -240,8 +240,7 @@ __device__ void times(const TEAM &at, const weights<typename TEAM::T> &W, int n_
 /* y = W^T x, W (n_out,n_in) */
 template <class TEAM>
 __device__ void times_transposed(const TEAM &at, const weights<typename TEAM::T> &W, int n_out, int n_in,
-                                 const typename TEAM::T (&x)[TEAM::ROWS],
-                                 typename TEAM::T (&y)[TEAM::ROWS]) {
+                                 const typename TEAM::T (&x)[TEAM::ROWS], typename TEAM::T (&y)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];

@@ -10,9 +10,18 @@ static const struct dpcr_device devices[DPCR_CPU_LEVELS] = {
     {"cpu (generic)",
      DPCR_GENERIC,
      {&dpcr_recurrence_generic[0], &dpcr_recurrence_generic[1]},
-     &dpcr_cpu_solver, NULL},
-    {"cpu (x86-64-v3)", DPCR_X86_64_V3, {&dpcr_recurrence_v3[0], &dpcr_recurrence_v3[1]}, &dpcr_cpu_solver, NULL},
-    {"cpu (x86-64-v4)", DPCR_X86_64_V4, {&dpcr_recurrence_v4[0], &dpcr_recurrence_v4[1]}, &dpcr_cpu_solver, NULL},
+     &dpcr_cpu_solver,
+     NULL},
+    {"cpu (x86-64-v3)",
+     DPCR_X86_64_V3,
+     {&dpcr_recurrence_v3[0], &dpcr_recurrence_v3[1]},
+     &dpcr_cpu_solver,
+     NULL},
+    {"cpu (x86-64-v4)",
+     DPCR_X86_64_V4,
+     {&dpcr_recurrence_v4[0], &dpcr_recurrence_v4[1]},
+     &dpcr_cpu_solver,
+     NULL},
 };
 
 static bool runs_here(dpcr_cpu_level level) {
@@ -28,7 +37,8 @@ static const struct dpcr_device devices[DPCR_CPU_LEVELS] = {
     {"cpu (generic)",
      DPCR_GENERIC,
      {&dpcr_recurrence_generic[0], &dpcr_recurrence_generic[1]},
-     &dpcr_cpu_solver, NULL},
+     &dpcr_cpu_solver,
+     NULL},
 };
 
 static bool runs_here(dpcr_cpu_level level) {

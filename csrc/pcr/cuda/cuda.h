@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The CUDA device of the linear recurrence.  Link libdeeppcr_cuda for it.
+ * The CUDA device.  Link libdeeppcr_cuda for it.
  */
 #ifndef DEEPPCR_PCR_CUDA_H
 #define DEEPPCR_PCR_CUDA_H
@@ -11,8 +11,9 @@
 extern "C" {
 #endif
 
-/* For dpcr_exec: the CUDA device that is current when a call is made.  All arrays (recomputed and the
- * workspace, too) are the device's; the call enqueues its kernels on exec.stream and returns. */
+/* For dpcr_exec: the CUDA device that is current when a call is made.  All arrays (recomputed, reports and the
+ * workspace, too; but not dpcr_pullback.frozen) are the device's; the call enqueues its kernels on exec.stream and
+ * returns.  Chains are up to 1024 wide. */
 DPCR_API const dpcr_device *dpcr_cuda_device(void);
 
 #ifdef __cplusplus

@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The CUDA device: its table, and the calls that need one launch each. */
-#include "pcr/cuda/cuda.h"
-
-#include "ops/cuda/chain.h"
+ * The recurrence of the CUDA device: its table, and the calls that need one launch each. */
 #include "pcr/cuda/gradient.cuh"
 #include "pcr/cuda/solve.h"
 
@@ -58,9 +55,4 @@ static dpcr_status clear(dpcr_exec exec, const struct strided *array) {
                                            : run_elements<clear_kernel<double>>(exec, elements, *array);
 }
 
-static const struct recurrence_solver cuda_solver = {workspace_of, solve, gradient, start_gradient, clear};
-static const struct dpcr_device cuda_device = {"cuda", -1, {NULL, NULL}, &cuda_solver, &dpcr_cuda_chains};
-
-const dpcr_device *dpcr_cuda_device(void) {
-    return &cuda_device;
-}
+const struct recurrence_solver dpcr_cuda_solver = {workspace_of, solve, gradient, start_gradient, clear};

@@ -34,6 +34,14 @@ __device__ __forceinline__ double fused(double a, double b, double c) {
     return __fma_rn(a, b, c);
 }
 
+__device__ __forceinline__ int bits_of_number(float a) {
+    return __float_as_int(a);
+}
+
+__device__ __forceinline__ long long bits_of_number(double a) {
+    return __double_as_longlong(a);
+}
+
 /* Of all threads of a cooperative launch. */
 __device__ __forceinline__ void grid_barrier() {
     cooperative_groups::this_grid().sync();
@@ -91,8 +99,8 @@ cudaError_t launch(const launch_shape &shape, cudaStream_t stream, A... argument
     config.attrs = &together;
     config.numAttrs = shape.cooperative;
     if (shape.shared > kPlainShared) {
-        const cudaError_t error = cudaFuncSetAttribute(
-            KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape.shared);
+        const cudaError_t error =
+            cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape.shared);
         if (error != cudaSuccess) return error;
     }
     return cudaLaunchKernelEx(&config, KERNEL, arguments...);

@@ -5,6 +5,9 @@
 
 #include "pcr/device.h"
 
+/* What the device offers. */
+extern const struct recurrence_solver dpcr_cuda_solver;
+
 /* A segment map fits a thread's registers: everything but dense blocks above this width. */
 enum { NARROW_WIDTH = 4 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The list of backends (every level of the CPU kernels and, where the build says
- * DPCR_TEST_CUDA_ON_HOST, the CUDA kernels on their simulator) and guarded buffers.
+ * The list of backends (every level of the CPU kernels or, where the build says DPCR_TEST_CUDA_ON_HOST or
+ * DPCR_TEST_CUDA, the CUDA kernels on their simulator or on a GPU) and guarded buffers.
  */
 #include "backend.h"
 
@@ -31,6 +31,7 @@ void *allocate(size_t bytes) {
     return data;
 }
 
+#if !defined DPCR_TEST_CUDA_ON_HOST && !defined DPCR_TEST_CUDA
 static void *cpu_allocate(size_t bytes) {
     const size_t whole = (bytes + DPCR_ALIGNMENT - 1) / DPCR_ALIGNMENT * DPCR_ALIGNMENT;
     void *data = aligned_alloc(DPCR_ALIGNMENT, whole + DPCR_ALIGNMENT);
@@ -67,21 +68,23 @@ static backend cpu_backend(const char *name, dpcr_cpu_level level) {
     return at;
 }
 
-/* ---- CUDA kernels on the host --------------------------------------------------------------- */
+#endif
 
-#ifdef DPCR_TEST_CUDA_ON_HOST
+/* ---- the list ------------------------------------------------------------------------------- */
+
+#if defined DPCR_TEST_CUDA_ON_HOST
 #include "cuda_on_host.h"
 #include "pcr/cuda/cuda.h"
 
-enum { BACKENDS = DPCR_CPU_LEVELS + 1 };
+enum { BACKENDS = 1 };
 
 /* Every mode is an order of blocks, warps and lanes. */
 static void *cuda_stream(mode m) {
     return cuda_on_host_stream((uint64_t)m);
 }
 
-static void add_cuda(backend *list) {
-    const backend at = {
+static void fill(backend *list) {
+    list[0] = (backend){
         .name = "cuda on host",
         .device = dpcr_cuda_device(),
         .allocate = cuda_on_host_allocate,
@@ -91,13 +94,33 @@ static void add_cuda(backend *list) {
         .fence = cuda_on_host_fence,
         .stream = cuda_stream,
     };
-    list[DPCR_CPU_LEVELS] = at;
+}
+#elif defined DPCR_TEST_CUDA
+#include "cuda/device_memory.h"
+#include "pcr/cuda/cuda.h"
+
+enum { BACKENDS = 1 };
+
+static void fill(backend *list) {
+    list[0] = (backend){
+        .name = "cuda",
+        .device = device_memory_reason() ? NULL : dpcr_cuda_device(),
+        .reason = device_memory_reason(),
+        .allocate = device_memory_allocate,
+        .release = device_memory_release,
+        .to_device = device_memory_to_device,
+        .to_host = device_memory_to_host,
+        .fence = device_memory_fence,
+        .stream = device_memory_stream,
+    };
 }
 #else
 enum { BACKENDS = DPCR_CPU_LEVELS };
 
-static void add_cuda(backend *list) {
-    (void)list;
+static void fill(backend *list) {
+    list[DPCR_GENERIC] = cpu_backend("cpu generic", DPCR_GENERIC);
+    list[DPCR_X86_64_V3] = cpu_backend("cpu x86-64-v3", DPCR_X86_64_V3);
+    list[DPCR_X86_64_V4] = cpu_backend("cpu x86-64-v4", DPCR_X86_64_V4);
 }
 #endif
 
@@ -109,10 +132,7 @@ const backend *backends(int *count) {
         return list;
     }
     known = true;
-    list[DPCR_GENERIC] = cpu_backend("cpu generic", DPCR_GENERIC);
-    list[DPCR_X86_64_V3] = cpu_backend("cpu x86-64-v3", DPCR_X86_64_V3);
-    list[DPCR_X86_64_V4] = cpu_backend("cpu x86-64-v4", DPCR_X86_64_V4);
-    add_cuda(list);
+    fill(list);
     for (int i = 0; i < *count; i++) {
         if (list[i].device == NULL) {
             check_skip(list[i].name, list[i].reason);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * REDUCED is true where the tables are to be thinned out: under a sanitizer, or where the build says
- * so with -DDPCR_TEST_REDUCED.
+ * REDUCED is 1 where the tables are to be thinned out, and 2 where they are to be thin: under a sanitizer, or
+ * where the build says so with -DDPCR_TEST_REDUCED=...
  */
 #ifndef DEEPPCR_TEST_REDUCED_H
 #define DEEPPCR_TEST_REDUCED_H
 
-#if defined DPCR_TEST_REDUCED || defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#if defined DPCR_TEST_REDUCED
+enum { REDUCED = DPCR_TEST_REDUCED };
+#elif defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 enum { REDUCED = 1 };
 #else
 enum { REDUCED = 0 };

@@ -23,6 +23,18 @@ inline double fused(double a, double b, double c) {
     return __builtin_fma(a, b, c);
 }
 
+inline int bits_of_number(float a) {
+    int bits;
+    __builtin_memcpy(&bits, &a, sizeof bits);
+    return bits;
+}
+
+inline long long bits_of_number(double a) {
+    long long bits;
+    __builtin_memcpy(&bits, &a, sizeof bits);
+    return bits;
+}
+
 inline void grid_barrier(DPCR_HERE) {
     cuda_on_host::grid_barrier(at);
 }
