@@ -45,5 +45,6 @@ set(DEEPPCR_HAVE_CUDA ON)
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/pcr/cuda/*.cu csrc/ops/cuda/*.cu)
 add_library(deeppcr_cuda_kernels OBJECT ${cuda_sources})
 target_include_directories(deeppcr_cuda_kernels PRIVATE csrc csrc/pcr)
-target_compile_options(deeppcr_cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra
+# No contraction but where a kernel says so: two kernels that do the same must have the same bits.
+target_compile_options(deeppcr_cuda_kernels PRIVATE --fmad=false -Xcompiler=-Wall,-Wextra
     -Xcompiler=-fmacro-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=)

@@ -199,8 +199,10 @@ static void measure(const subject *s, const backend *at) {
            ed.ulp, ed.rounding);
     check_context("%s(%g,%g), %s, %s", activation_name(s->kind), s->p[0], s->p[1], number_name(s->dtype),
                   at->name);
-    CHECK_WITHIN(ey.over, 1.0, "value: %g ulp, %g roundings of max(1, |u|)", ey.ulp, ey.rounding);
-    CHECK_WITHIN(ed.over, 1.0, "slope: %g ulp, %g roundings of max(1, |u|)", ed.ulp, ed.rounding);
+    /* CUDA's own functions, and the host's in their place, promise 2 ulp where the CPU kernels keep 1.2 to 1.5 */
+    const double most = strncmp(at->name, "cuda", 4) == 0 ? 2 : 1;
+    CHECK_WITHIN(ey.over, most, "value: %g ulp, %g roundings of max(1, |u|)", ey.ulp, ey.rounding);
+    CHECK_WITHIN(ed.over, most, "slope: %g ulp, %g roundings of max(1, |u|)", ed.ulp, ed.rounding);
 }
 
 /* Exact results, for the parameters as the kernels have them: rounded to the dtype. */

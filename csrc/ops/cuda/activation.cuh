@@ -58,28 +58,50 @@ template <int KIND, class T> __device__ void act_value(act_parameters<T> act, T 
     }
 }
 
-template <int KIND, class T, int ROWS>
-__device__ void act_rows(act_parameters<T> act, const T (&u)[ROWS], T (&y)[ROWS], T (&d)[ROWS]) {
-    UNROLL for (int r = 0; r < ROWS; r++) act_value<KIND, T>(act, u[r], &y[r], &d[r]);
+template <class T> struct act_result {
+    T y, d;
+};
+
+template <int KIND, class T> __device__ act_result<T> act_of(act_parameters<T> act, T u) {
+    act_result<T> of;
+    act_value<KIND, T>(act, u, &of.y, &of.d);
+    return of;
 }
 
-/* u -> y = act(u), d = act'(u); either may be u itself */
+/* Any kind; called, not copied into every place where a step has an activation. */
+template <class T>
+__device__ NOT_INLINED act_result<T> act_any(dpcr_activation kind, act_parameters<T> act, T u) {
+    switch (kind) {
+    case DPCR_RELU: return act_of<DPCR_RELU, T>(act, u);
+    case DPCR_LEAKY_RELU: return act_of<DPCR_LEAKY_RELU, T>(act, u);
+    case DPCR_ELU: return act_of<DPCR_ELU, T>(act, u);
+    case DPCR_TANH: return act_of<DPCR_TANH, T>(act, u);
+    case DPCR_SIGMOID: return act_of<DPCR_SIGMOID, T>(act, u);
+    case DPCR_SILU: return act_of<DPCR_SILU, T>(act, u);
+    case DPCR_GELU: return act_of<DPCR_GELU, T>(act, u);
+    case DPCR_GELU_TANH: return act_of<DPCR_GELU_TANH, T>(act, u);
+    case DPCR_SOFTPLUS: return act_of<DPCR_SOFTPLUS, T>(act, u);
+    default: return act_of<DPCR_LINEAR, T>(act, u);
+    }
+}
+
+/* u -> y = act(u), d = act'(u); either may be u itself.  In single precision the kinds that most chains have are
+ * where they are needed. */
 template <class T, int ROWS>
 __device__ void activation(const dpcr_chain &chain, const T (&u)[ROWS], T (&y)[ROWS], T (&d)[ROWS]) {
     const act_parameters<T> act = {(T)chain.activation_parameter[0], (T)chain.activation_parameter[1]};
-    T in[ROWS];
-    UNROLL for (int r = 0; r < ROWS; r++) in[r] = u[r];
-    switch (chain.activation) {
-    case DPCR_RELU: act_rows<DPCR_RELU, T, ROWS>(act, in, y, d); break;
-    case DPCR_LEAKY_RELU: act_rows<DPCR_LEAKY_RELU, T, ROWS>(act, in, y, d); break;
-    case DPCR_ELU: act_rows<DPCR_ELU, T, ROWS>(act, in, y, d); break;
-    case DPCR_TANH: act_rows<DPCR_TANH, T, ROWS>(act, in, y, d); break;
-    case DPCR_SIGMOID: act_rows<DPCR_SIGMOID, T, ROWS>(act, in, y, d); break;
-    case DPCR_SILU: act_rows<DPCR_SILU, T, ROWS>(act, in, y, d); break;
-    case DPCR_GELU: act_rows<DPCR_GELU, T, ROWS>(act, in, y, d); break;
-    case DPCR_GELU_TANH: act_rows<DPCR_GELU_TANH, T, ROWS>(act, in, y, d); break;
-    case DPCR_SOFTPLUS: act_rows<DPCR_SOFTPLUS, T, ROWS>(act, in, y, d); break;
-    default: act_rows<DPCR_LINEAR, T, ROWS>(act, in, y, d); break;
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        act_result<T> of;
+        if (sizeof(T) == sizeof(float) && chain.activation == DPCR_TANH)
+            of = act_of<DPCR_TANH, T>(act, u[r]);
+        else if (sizeof(T) == sizeof(float) && chain.activation == DPCR_RELU)
+            of = act_of<DPCR_RELU, T>(act, u[r]);
+        else if (sizeof(T) == sizeof(float) && chain.activation == DPCR_SILU)
+            of = act_of<DPCR_SILU, T>(act, u[r]);
+        else
+            of = act_any<T>(chain.activation, act, u[r]);
+        y[r] = of.y;
+        d[r] = of.d;
     }
 }
 

@@ -45,7 +45,8 @@ __device__ void gradient_element(const gradient_pass &pass, const gradient_job &
 }
 
 template <class T>
-__global__ void THREADS(ELEMENT_THREADS) gradient_kernel(int64_t elements, gradient_pass pass) {
+__global__ void THREADS(ELEMENT_THREADS)
+    gradient_kernel(int64_t elements, const __grid_constant__ gradient_pass pass) {
     FOR_ELEMENTS(e, elements) {
         int64_t inside = e;
         int j = 0;

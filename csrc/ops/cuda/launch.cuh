@@ -15,13 +15,24 @@ static inline int64_t widest_of(const dpcr_chain &chain) {
 }
 enum { WIDEST = BLOCK_LANES * BLOCK_ROWS };
 
-/* Calls RUN<team>(...) for the team of a chain. */
-#define FOR_TEAM_OF(chain, T, RUN, ...)                          \
-    (widest_of(chain) <= 4    ? RUN<team<T, 1, 4>>(__VA_ARGS__)  \
-     : widest_of(chain) <= 8  ? RUN<team<T, 8, 1>>(__VA_ARGS__)  \
-     : widest_of(chain) <= 16 ? RUN<team<T, 16, 1>>(__VA_ARGS__) \
-     : widest_of(chain) <= 32 ? RUN<team<T, 32, 1>>(__VA_ARGS__) \
+/* A thread holds a column of 32 floats, but not of 32 doubles. */
+template <class T> struct widest_in_warp {
+    typedef team<T, 32, 1> type;
+};
+template <> struct widest_in_warp<double> {
+    typedef team<double, BLOCK_LANES, BLOCK_ROWS> type;
+};
+
+/* Calls RUN<team>(...) for the team of a chain; NARROW: that of vectors of up to 4. */
+#define FOR_TEAM(chain, T, NARROW, RUN, ...)                                       \
+    (widest_of(chain) <= 4    ? RUN<NARROW>(__VA_ARGS__)                           \
+     : widest_of(chain) <= 8  ? RUN<team<T, 8, 1>>(__VA_ARGS__)                    \
+     : widest_of(chain) <= 16 ? RUN<team<T, 16, 1>>(__VA_ARGS__)                   \
+     : widest_of(chain) <= 32 ? RUN<typename widest_in_warp<T>::type>(__VA_ARGS__) \
                               : RUN<team<T, BLOCK_LANES, BLOCK_ROWS>>(__VA_ARGS__))
+#define THREAD_TEAM(T) team<T, 1, 4>
+
+#define FOR_TEAM_OF(chain, T, RUN, ...) FOR_TEAM(chain, T, THREAD_TEAM(T), RUN, __VA_ARGS__)
 
 #define FOR_DTYPE_AND_TEAM(chain, RUN, ...)                                  \
     ((chain).dtype == DPCR_F32 ? FOR_TEAM_OF(chain, float, RUN, __VA_ARGS__) \

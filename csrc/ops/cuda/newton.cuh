@@ -143,15 +143,26 @@ NEWTON_VIEW bool is_zero(const newton_view<TEAM> &v, const typename TEAM::T (&x)
     return all_lanes(v.at, zero);
 }
 
-/* y = M x + b, the product left out where x is 0: M might be inf */
+/* y = M x + b, b alone where x is 0: M might be inf */
 NEWTON_VIEW void map_times(const newton_view<TEAM> &v, const typename TEAM::T *M,
                            const typename TEAM::T (&x)[TEAM::ROWS], const typename TEAM::T (&b)[TEAM::ROWS],
                            typename TEAM::T (&y)[TEAM::ROWS]) {
     const int w = (int)v.p->chain.w;
-    if (is_zero(v, x))
-        copy_rows(b, y);
-    else
-        times(v.at, weights<typename TEAM::T>{M, w, is_packed<TEAM>(M, w)}, w, w, x, b, y);
+    const bool zero = is_zero(v, x);
+    typename TEAM::T product[TEAM::ROWS];
+    times(v.at, weights<typename TEAM::T>{M, w, is_packed<TEAM>(M, w)}, w, w, x, b, product);
+    UNROLL for (int q = 0; q < TEAM::ROWS; q++) y[q] = zero ? b[q] : product[q];
+}
+
+/* A team's turn in a loop over k0..k1-1 that all teams of a block go through together, each with every `teams`-th k;
+ * one that has none left repeats the last, and keeps nothing of it. */
+struct turn {
+    int64_t k;
+    bool own;
+};
+
+NEWTON_VIEW turn turn_at(const newton_view<TEAM> &v, int64_t base, int64_t k1) {
+    return {dpcr_min(base + v.rank, k1 - 1), base + v.rank < k1};
 }
 
 NEWTON_VIEW double smallest_of(const newton_view<TEAM> &v) {
@@ -218,41 +229,42 @@ template <bool BACKWARD, class TEAM> __device__ void begin(const newton_view<TEA
 
 /* ---- 1. propagate, 2. r = e - s ------------------------------------------------------------------ */
 
-/* x through segment k, and what it leaves on its way */
+/* own: x through segment k, and what it leaves on its way */
 template <bool BACKWARD, class TEAM>
-__device__ void through(const newton_view<TEAM> &v, int64_t k, typename TEAM::T (&x)[TEAM::ROWS]) {
+__device__ void through(const newton_view<TEAM> &v, int64_t k, bool own, typename TEAM::T (&x)[TEAM::ROWS]) {
     const newton_pass &p = *v.p;
-    const int64_t own = BACKWARD ? p.S - 1 - k : k;
-    const int64_t first = dpcr_edge(own, p.chain.L, p.S), last = dpcr_edge(own + 1, p.chain.L, p.S);
+    const way on = way_through<TEAM>(p.chain, p.S, BACKWARD ? p.S - 1 - k : k, v.s, own);
     if (BACKWARD)
-        walk_back(v.at, p.chain, v.near, p.back, first, last, v.s, x);
+        walk_back(v.at, p.chain, v.near, p.back, on, x);
     else
-        walk(v.at, p.chain, v.near, first, last, v.s, p.states, 0, x);
+        walk(v.at, p.chain, v.near, on, p.states, 0, x);
 }
 
-/* The same, with P_k. */
+/* The same, with P_k where it is due. */
 template <bool BACKWARD, class TEAM>
-__device__ void through_with_P(const newton_view<TEAM> &v, int64_t k, typename TEAM::T (&x)[TEAM::ROWS]) {
+__device__ void through_with_P(const newton_view<TEAM> &v, int64_t k, bool own, bool due,
+                               typename TEAM::T (&x)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const newton_pass &p = *v.p;
-    const int64_t w = p.chain.w, own = BACKWARD ? p.S - 1 - k : k;
-    const int64_t first = dpcr_edge(own, p.chain.L, p.S), last = dpcr_edge(own + 1, p.chain.L, p.S);
-    const tangent_place<T> P = {map_of(v, v.a.maps, k), BACKWARD ? 1 : w, BACKWARD ? w : 1};
+    const int64_t w = p.chain.w;
+    const way on = way_through<TEAM>(p.chain, p.S, BACKWARD ? p.S - 1 - k : k, v.s, own);
+    const tangent_place<T> P = {due ? map_of(v, v.a.maps, k) : NULL, BACKWARD ? 1 : w, BACKWARD ? w : 1};
     T norm;
     if (BACKWARD) {
         T z[TEAM::ROWS];
-        load_rows(v.at, (int)w, state_before<T>(p.chain, p.back, first, v.s), z);
-        norm = walk_tangents(v.at, p.chain, v.near, first, last, v.s, (void *)NULL, 0, P, z);
-        walk_back(v.at, p.chain, v.near, p.back, first, last, v.s, x);
+        load_rows(v.at, (int)w, state_before<T>(p.chain, p.back, on.first, v.s), z);
+        norm = walk_tangents(v.at, p.chain, v.near, on, (void *)NULL, 0, P, z);
+        walk_back(v.at, p.chain, v.near, p.back, on, x);
     } else {
-        norm = walk_tangents(v.at, p.chain, v.near, first, last, v.s, p.states, 0, P, x);
+        norm = walk_tangents(v.at, p.chain, v.near, on, p.states, 0, P, x);
     }
-    if (v.at.lane == 0) v.a.P_norm[k] = (double)norm, v.a.moved[k] = 0;
+    if (due && v.at.lane == 0) v.a.P_norm[k] = (double)norm, v.a.moved[k] = 0;
 }
 
 /* r_k = 0 */
 NEWTON_VIEW void settle_boundary(const newton_view<TEAM> &v, int64_t k) {
     const typename TEAM::T zero[TEAM::ROWS] = {};
+    if (k == v.p->S - 1) return;
     store_rows(v.at, (int)v.p->chain.w, zero, row_at(v, v.a.d, k + 1));
     if (v.at.lane == 0) v.a.ratio[k] = 0, v.a.unequal[k] = 0;
 }
@@ -263,28 +275,29 @@ __device__ void propagate(const newton_view<TEAM> &v, const newton_sample &now) 
     const newton_pass &p = *v.p;
     const int w = (int)p.chain.w;
     const bool has_P = now.has_P || now.refresh;
-    for (int64_t k = v.k0 + v.rank; k < v.k1; k += v.teams) {
-        if (k < now.exact) { /* its end is exact, its start and the next one are */
-            settle_boundary(v, k);
-            continue;
-        }
-        const bool due = now.refresh && v.a.stale[k] && k > now.exact && k < p.S - 1;
+    for (int64_t base = v.k0; base < v.k1; base += v.teams) {
+        const turn at = turn_at(v, base, v.k1);
+        const int64_t k = at.k;
+        /* before `exact` ends are exact, and so are the next starts */
+        if (at.own && k < now.exact) settle_boundary(v, k);
+        const bool walks = at.own && k >= now.exact;
+        if (!any_team<TEAM>(walks)) continue;
+        const bool due = walks && now.refresh && v.a.stale[k] && k > now.exact && k < p.S - 1;
         T x[TEAM::ROWS], next[TEAM::ROWS], r[TEAM::ROWS];
         load_rows(v.at, w, start_at(v, k), x);
         const double from = norm_rows(v.at, w, x);
-        if (due)
-            through_with_P<BACKWARD>(v, k, x);
+        if (any_team<TEAM>(due))
+            through_with_P<BACKWARD>(v, k, walks, due, x);
         else
-            through<BACKWARD>(v, k, x);
-        store_rows(v.at, w, x, row_at(v, v.a.ends, k));
+            through<BACKWARD>(v, k, walks, x);
+        if (walks) store_rows(v.at, w, x, row_at(v, v.a.ends, k));
         const double size = norm_rows(v.at, w, x);
-        if (v.at.lane == 0) v.a.size[k] = size;
-        if (k == p.S - 1) continue;
-        load_rows(v.at, w, start_at(v, k + 1), next);
-        const bool equal = residual_of(v, x, next, r);
-        store_rows(v.at, w, r, row_at(v, v.a.d, k + 1));
+        load_rows(v.at, w, k < p.S - 1 ? start_at(v, k + 1) : NULL, next);
+        const bool equal = residual_of(v, x, next, r), inside = walks && k < p.S - 1;
+        if (inside) store_rows(v.at, w, r, row_at(v, v.a.d, k + 1));
         const double distance = norm_rows(v.at, w, r);
-        if (v.at.lane != 0) continue;
+        if (walks && v.at.lane == 0) v.a.size[k] = size;
+        if (!inside || v.at.lane != 0) continue;
         const double P = has_P ? v.a.P_norm[k] : p.free == DPCR_P_IDENTITY ? 1 : 0;
         const double relative = distance / fmax(size + P * from, smallest_of(v));
         v.a.ratio[k] = equal ? 0 : relative >= 0 ? relative : INFINITY; /* NaN */
@@ -327,16 +340,20 @@ template <bool BACKWARD, class TEAM> __device__ void count(const newton_view<TEA
 
 /* ---- 3. d = P d + r ------------------------------------------------------------------------------- */
 
-/* Elements first..last-1 of d, from the one before (NULL: 0). */
-NEWTON_VIEW void walk_d(const newton_view<TEAM> &v, int64_t first, int64_t last,
+/* own: elements first..last-1 of d, from the one before (NULL: 0), in `longest` turns. */
+NEWTON_VIEW void walk_d(const newton_view<TEAM> &v, int64_t first, int64_t last, int64_t longest, bool own,
                         const typename TEAM::T *before, bool write, typename TEAM::T (&d)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
-    load_rows(v.at, w, before, d);
-    for (int64_t j = first; j < last; j++) {
-        typename TEAM::T r[TEAM::ROWS];
-        load_rows(v.at, w, row_at(v, v.a.d, j), r);
-        map_times(v, map_of(v, v.a.maps, j - 1), d, r, d);
-        if (write) store_rows(v.at, w, d, row_at(v, v.a.d, j));
+    load_rows(v.at, w, own ? before : NULL, d);
+    for (int64_t j = first; j < first + longest; j++) {
+        const bool live = own && j < last;
+        const T *P = map_of(v, v.a.maps, dpcr_max(dpcr_min(j, last - 1) - 1, 0));
+        T r[TEAM::ROWS], next[TEAM::ROWS];
+        load_rows(v.at, w, live ? row_at(v, v.a.d, j) : NULL, r);
+        map_times(v, P, d, r, next);
+        UNROLL for (int q = 0; q < TEAM::ROWS; q++) d[q] = live ? next[q] : d[q];
+        if (live && write) store_rows(v.at, w, d, row_at(v, v.a.d, j));
     }
 }
 
@@ -367,29 +384,35 @@ NEWTON_VIEW void solve_in_groups(const newton_view<TEAM> &v, newton_sample *mine
     int groups = 1;
     while (count > UNGROUPED && groups < v.teams && groups < MOST_GROUPS && (int64_t)groups * groups < count)
         groups++;
+    /* whole warps take part, whose other teams keep nothing */
+    const bool first_warp = TEAM::BLOCK || threadIdx.x < TEAM_WARP, leads = v.rank == 0;
     T d[TEAM::ROWS];
     if (groups == 1) {
-        if (v.rank == 0) walk_d(v, 1, count + 1, (const T *)NULL, true, d);
+        if (first_warp) walk_d(v, 1, count + 1, count, leads, (const T *)NULL, true, d);
         return;
     }
-    const int64_t first = 1 + dpcr_edge(v.rank, count, groups),
-                  last = 1 + dpcr_edge(v.rank + 1, count, groups);
-    const bool takes_part = v.rank < groups;
-    if (takes_part && changed) multiply_group(v, first, last, mine->exact, map_of(v, v.a.group_maps, v.rank));
-    if (takes_part) {
-        walk_d(v, first, last, (const T *)NULL, false, d);
-        store_rows(v.at, w, d, row_at(v, v.a.group_d, v.rank));
+    const bool own = v.rank < groups;
+    const int64_t g = dpcr_min(v.rank, groups - 1), longest = dpcr_ceil_div(count, groups);
+    const int64_t first = 1 + dpcr_edge(g, count, groups), last = 1 + dpcr_edge(g + 1, count, groups);
+    if (own && changed) multiply_group(v, first, last, mine->exact, map_of(v, v.a.group_maps, g));
+    __syncwarp();
+    if (any_team<TEAM>(own)) {
+        walk_d(v, first, last, longest, own, (const T *)NULL, false, d);
+        if (own) store_rows(v.at, w, d, row_at(v, v.a.group_d, g));
     }
     __syncthreads(); /* every group's product and offset are there */
-    for (int g = 1; g < groups && v.rank == 0; g++) {
+    if (first_warp) {
         T before[TEAM::ROWS], offset[TEAM::ROWS];
-        load_rows(v.at, w, row_at(v, v.a.group_d, g - 1), before);
-        load_rows(v.at, w, row_at(v, v.a.group_d, g), offset);
-        map_times(v, map_of(v, v.a.group_maps, g), before, offset, offset);
-        store_rows(v.at, w, offset, row_at(v, v.a.group_d, g));
+        load_rows(v.at, w, leads ? row_at(v, v.a.group_d, 0) : NULL, before);
+        for (int i = 1; i < groups; i++) {
+            load_rows(v.at, w, leads ? row_at(v, v.a.group_d, i) : NULL, offset);
+            map_times(v, map_of(v, v.a.group_maps, i), before, offset, before);
+            if (leads) store_rows(v.at, w, before, row_at(v, v.a.group_d, i));
+        }
     }
     __syncthreads(); /* so is d at every group's end */
-    if (takes_part) walk_d(v, first, last, v.rank == 0 ? NULL : row_at(v, v.a.group_d, v.rank - 1), true, d);
+    if (any_team<TEAM>(own))
+        walk_d(v, first, last, longest, own, g == 0 ? NULL : row_at(v, v.a.group_d, g - 1), true, d);
 }
 
 /* Parallel cyclic reduction over the threads, each of which has a run of elements. */
@@ -417,7 +440,7 @@ NEWTON_VIEW void solve_by_reduction(const newton_view<TEAM> &v, newton_sample *m
     store<T, W>(total.offset, carry + t * W);
     __syncthreads(); /* all carries are there */
     T d[TEAM::ROWS];
-    walk_d(v, first, last, t == 0 ? NULL : carry + (t - 1) * W, true, d);
+    walk_d(v, first, last, run, true, t == 0 ? NULL : carry + (t - 1) * W, true, d);
 }
 
 /* d_{k+1} = d_k + r_k: every row for itself */
@@ -457,12 +480,14 @@ NEWTON_VIEW void solve(const newton_view<TEAM> &v, newton_sample *mine, bool cha
 NEWTON_VIEW double relative_error(const newton_view<TEAM> &v) {
     typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
-    const bool add = v.p->options.structure == DPCR_P_ZERO; /* then a running sum counts: one team does it */
-    const int teams = add ? 1 : v.teams;
+    const bool add =
+        v.p->options.structure == DPCR_P_ZERO; /* then a running sum counts: all teams have all of it */
+    const int64_t count = v.p->S - 1, stride = add ? 1 : v.teams;
     double q = 0;
     T sum[TEAM::ROWS] = {}, d[TEAM::ROWS];
     __syncthreads(); /* d is there */
-    for (int64_t k = v.rank; k < v.p->S - 1 && v.rank < teams; k += teams) {
+    for (int64_t base = 0; base < count; base += stride) {
+        const int64_t k = add ? base : turn_at(v, base, count).k;
         load_rows(v.at, w, row_at(v, v.a.d, k + 1), d);
         UNROLL for (int r = 0; r < TEAM::ROWS; r++) sum[r] = add ? sum[r] + d[r] : d[r];
         const double ratio = norm_rows(v.at, w, sum) / fmax(v.a.size[k], smallest_of(v));
@@ -496,7 +521,8 @@ NEWTON_VIEW bool is_solution(const newton_view<TEAM> &v, int64_t exact) {
     const int w = (int)v.p->chain.w;
     const double tolerance = C::epsilon * (64 + 16 * sqrt((double)v.p->S));
     double wrong = 0;
-    for (int64_t k = exact + v.rank; k < v.p->S - 1; k += v.teams) {
+    for (int64_t base = exact; base < v.p->S - 1; base += v.teams) {
+        const int64_t k = turn_at(v, base, v.p->S - 1).k;
         T before[TEAM::ROWS], d[TEAM::ROWS], r[TEAM::ROWS], out[TEAM::ROWS];
         load_rows(v.at, w, row_at(v, v.a.d, k), before);
         load_rows(v.at, w, row_at(v, v.a.d, k + 1), d);
@@ -511,10 +537,11 @@ NEWTON_VIEW bool is_solution(const newton_view<TEAM> &v, int64_t exact) {
 /* d once more, by the loop. */
 NEWTON_VIEW void solve_again(const newton_view<TEAM> &v) {
     typename TEAM::T d[TEAM::ROWS] = {}, r[TEAM::ROWS], out[TEAM::ROWS];
-    for (int64_t k = 0; k < v.p->S - 1 && v.rank == 0; k++) {
+    const bool first_warp = TEAM::BLOCK || threadIdx.x < TEAM_WARP, leads = v.rank == 0;
+    for (int64_t k = 0; k < v.p->S - 1 && first_warp; k++) {
         equation(v, k, d, r, out);
         copy_rows(out, d);
-        store_rows(v.at, (int)v.p->chain.w, d, row_at(v, v.a.d, k + 1));
+        if (leads) store_rows(v.at, (int)v.p->chain.w, d, row_at(v, v.a.d, k + 1));
     }
 }
 
@@ -544,26 +571,26 @@ __device__ void confirm(const newton_view<TEAM> &v, newton_sample *mine) {
 NEWTON_VIEW void update(const newton_view<TEAM> &v, const newton_sample &mine) {
     typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
-    for (int64_t k = v.rank; k < v.p->S - 1; k += v.teams) {
+    for (int64_t base = 0; base < v.p->S - 1; base += v.teams) {
+        const turn at = turn_at(v, base, v.p->S - 1);
+        const int64_t k = at.k;
         T e[TEAM::ROWS], d[TEAM::ROWS], next[TEAM::ROWS], step[TEAM::ROWS];
-        bool passed = true;
         load_rows(v.at, w, row_at(v, v.a.ends, k), e);
         load_rows(v.at, w, row_at(v, v.a.d, k), d);
+        const bool moves = !is_zero(v, d) && k >= mine.exact;
         copy_rows(e, next);
-        if (k >= mine.exact && !is_zero(v, d)) {
-            if (mine.has_P)
-                map_times(v, map_of(v, v.a.maps, k), d, e, next);
-            else
-                UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] +=
-                    v.p->free == DPCR_P_IDENTITY ? d[q] : T(0);
-            passed = norm_rows(v.at, w, next) <= kGuard * mine.largest;
-            UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] = passed ? next[q] : e[q];
-        }
-        load_rows(v.at, w, start_at(v, k + 1), step);
+        if (mine.has_P)
+            map_times(v, map_of(v, v.a.maps, k), d, e, next);
+        else
+            UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] += v.p->free == DPCR_P_IDENTITY ? d[q] : T(0);
+        const double reach = norm_rows(v.at, w, next);
+        const bool passed = !moves || reach <= kGuard * mine.largest;
+        UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] = moves && passed ? next[q] : e[q];
+        load_rows(v.at, w, at.own ? start_at(v, k + 1) : NULL, step);
         UNROLL for (int q = 0; q < TEAM::ROWS; q++) step[q] = next[q] - step[q];
         const double moved = norm_rows(v.at, w, step) / fmax(norm_rows(v.at, w, next), smallest_of(v));
-        store_rows(v.at, w, next, start_at(v, k + 1));
-        if (v.at.lane != 0) continue;
+        if (at.own) store_rows(v.at, w, next, start_at(v, k + 1));
+        if (!at.own || v.at.lane != 0) continue;
         v.a.guarded[k + 1] = !passed;
         v.a.moved[k + 1] += (float)fmin(moved, 1e30);
     }
@@ -627,16 +654,18 @@ __device__ void conclude(const newton_view<TEAM> &v, newton_sample *mine, int64_
     if (threadIdx.x == 0) *v.a.sample = *mine;
 }
 
-/* The sequential walk of what is not settled, by the first team. */
+/* The sequential walk of what is not settled, by the first team (in the company of its warp). */
 template <bool BACKWARD, class TEAM> __device__ void finish(const newton_view<TEAM> &v, int64_t exact) {
     typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
+    const bool leads = v.rank == 0;
+    const T *start = exact > 0 ? row_at(v, v.a.ends, exact - 1) : start_at(v, 0);
     T x[TEAM::ROWS];
-    load_rows(v.at, w, exact > 0 ? row_at(v, v.a.ends, exact - 1) : start_at(v, 0), x);
+    load_rows(v.at, w, leads ? start : NULL, x);
     for (int64_t k = exact; k < v.p->S; k++) {
-        store_rows(v.at, w, x, start_at(v, k));
-        through<BACKWARD>(v, k, x);
-        store_rows(v.at, w, x, row_at(v, v.a.ends, k));
+        if (leads) store_rows(v.at, w, x, start_at(v, k));
+        through<BACKWARD>(v, k, leads, x);
+        if (leads) store_rows(v.at, w, x, row_at(v, v.a.ends, k));
     }
 }
 
@@ -662,19 +691,21 @@ __device__ void solve_sample(const newton_view<TEAM> &v, newton_sample *mine) {
         now = *v.a.sample;
     }
     const bool walks = now.phase != NEWTON_SETTLED && (p.options.finish || p.options.max_sweeps == 0);
+    if (leads && walks && (TEAM::BLOCK || threadIdx.x < TEAM_WARP)) {
+        now.flops += (double)steps_from<BACKWARD>(p, now.exact) * p.step_flops;
+        finish<BACKWARD>(v, now.exact);
+    }
     if (leads && v.rank == 0) {
-        const int w = (int)p.chain.w;
         T x[TEAM::ROWS];
-        if (walks) now.flops += (double)steps_from<BACKWARD>(p, now.exact) * p.step_flops;
-        if (walks) finish<BACKWARD>(v, now.exact);
-        load_rows(v.at, w, row_at(v, v.a.ends, p.S - 1), x);
-        if (p.end) store_rows(v.at, w, x, state_row<T>(p.chain, p.end, 0, v.s));
+        load_rows(v.at, (int)p.chain.w, row_at(v, v.a.ends, p.S - 1), x);
+        if (p.end) store_rows(v.at, (int)p.chain.w, x, state_row<T>(p.chain, p.end, 0, v.s));
         if (p.report && v.at.lane == 0) report(v, now);
     }
     gang_barrier(v.arrived, p.gang); /* before the next sample begins */
 }
 
-template <class TEAM, bool BACKWARD> __global__ void THREADS(NEWTON_THREADS) newton_kernel(newton_pass p) {
+template <class TEAM, bool BACKWARD>
+__global__ void THREADS(NEWTON_THREADS) newton_kernel(const __grid_constant__ newton_pass p) {
     typedef typename TEAM::T T;
     TEAM_HERE(TEAM, at);
     DYNAMIC_SHARED(T, slots);
@@ -697,8 +728,7 @@ template <class TEAM, bool BACKWARD> __global__ void THREADS(NEWTON_THREADS) new
         const int t = (int)threadIdx.x, threads = (int)blockDim.x;
         stage_zeros(slots, (int)(last - first) * p.slot.size, t, threads);
         __syncthreads(); /* before copies land */
-        for (int64_t l = first; l < last; l++)
-            stage_step<TEAM>(p.chain, p.slot, l, slots + (l - first) * p.slot.size, t, threads);
+        stage_steps<TEAM>(p.chain, p.slot, first, (int)(last - first), slots, t, threads);
         await_copies();
         __syncthreads(); /* all of them have */
         v.near.first = first;

@@ -34,15 +34,29 @@ template <class T> __device__ T *segment_row(const segment_rows &rows, int64_t k
     return (T *)rows.data + (k * rows.samples + rows.first + s) * w;
 }
 
-/* z through steps first..last-1; states (-,B,w), step `origin` its first row, or NULL */
+/* A team's walk through steps first..last-1 of sample s, in `longest` turns with its neighbours'; own: it keeps what
+ * comes of it. */
+struct way {
+    int64_t first, last, longest, s;
+    bool own;
+};
+
+/* Segment k of S. */
+template <class TEAM>
+__device__ way way_through(const dpcr_chain &chain, int64_t S, int64_t k, int64_t s, bool own) {
+    const int64_t first = dpcr_edge(k, chain.L, S), last = dpcr_edge(k + 1, chain.L, S);
+    return {first, last, TEAM::BLOCK ? last - first : dpcr_ceil_div(chain.L, S), s, own};
+}
+
+/* live: z through the steps; states (-,B,w), step `origin` its first row, or NULL */
 template <class TEAM>
 __device__ void walk(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near,
-                     int64_t first, int64_t last, int64_t s, void *states, int64_t origin,
-                     typename TEAM::T (&z)[TEAM::ROWS]) {
+                     const way &on, void *states, int64_t origin, typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
-    for (int64_t l = first; l < last; l++) {
-        step_forward(at, chain, parameters_near<TEAM>(chain, near, l), z);
-        if (states) store_rows(at, (int)chain.w, z, state_row<T>(chain, states, l - origin, s));
+    for (int64_t l = on.first; l < on.first + on.longest; l++) {
+        const bool live = on.own && l < on.last;
+        step_forward(at, chain, parameters_near<TEAM>(chain, near, dpcr_min(l, on.last - 1)), live, z);
+        if (live && states) store_rows(at, (int)chain.w, z, state_row<T>(chain, states, l - origin, on.s));
     }
 }
 
@@ -60,13 +74,13 @@ template <class T> struct tangent_place {
     int64_t row, column;
 };
 
-/* As walk(), with the product of the steps' Jacobians; returns the largest row sum of magnitudes of what it
- * stores (of a product that is stored transposed: its largest column sum). */
+/* As walk(), with the product of the steps' Jacobians, stored where P.data is not NULL; returns the largest row sum of
+ * magnitudes of what it stores (of a product that is stored transposed: its largest column sum). */
 template <class TEAM>
-__device__ typename TEAM::T
-walk_tangents(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near, int64_t first,
-              int64_t last, int64_t s, void *states, int64_t origin, const tangent_place<typename TEAM::T> &P,
-              typename TEAM::T (&z)[TEAM::ROWS]) {
+__device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chain,
+                                          const resident<typename TEAM::T> &near, const way &on, void *states,
+                                          int64_t origin, const tangent_place<typename TEAM::T> &P,
+                                          typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const int w = (int)chain.w;
     const bool by_columns = P.row == 1 && w > 1;
@@ -78,9 +92,9 @@ walk_tangents(const TEAM &at, const dpcr_chain &chain, const resident<typename T
             T v[TEAM::ROWS];
             copy_rows(start, z);
             UNROLL for (int r = 0; r < TEAM::ROWS; r++) v[r] = row_of(at, r) == c ? 1 : 0;
-            for (int64_t l = first; l < last; l++) {
+            for (int64_t l = on.first; l < on.last; l++) {
                 step_tangent(at, chain, parameters_near<TEAM>(chain, near, l), z, v);
-                if (states && c == 0) store_rows(at, w, z, state_row<T>(chain, states, l - origin, s));
+                if (states && c == 0) store_rows(at, w, z, state_row<T>(chain, states, l - origin, on.s));
             }
             UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
                 if (row_of(at, r) >= w) continue;
@@ -98,9 +112,10 @@ walk_tangents(const TEAM &at, const dpcr_chain &chain, const resident<typename T
         columns<TEAM> V;
         UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
             i == at.lane * TEAM::ROWS + q ? 1 : 0;
-        for (int64_t l = first; l < last; l++) {
-            step_columns(at, chain, parameters_near<TEAM>(chain, near, l), z, V);
-            if (states) store_rows(at, w, z, state_row<T>(chain, states, l - origin, s));
+        for (int64_t l = on.first; l < on.first + on.longest; l++) {
+            const bool live = on.own && l < on.last;
+            step_columns(at, chain, parameters_near<TEAM>(chain, near, dpcr_min(l, on.last - 1)), live, z, V);
+            if (live && states) store_rows(at, w, z, state_row<T>(chain, states, l - origin, on.s));
         }
         T column[TEAM::ROWS] = {};
         UNROLL for (int i = 0; i < TEAM::N; i++) {
@@ -108,7 +123,7 @@ walk_tangents(const TEAM &at, const dpcr_chain &chain, const resident<typename T
             UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
                 const int c = at.lane * TEAM::ROWS + q;
                 if (c >= w || i >= w) continue;
-                P.data[i * P.row + c * P.column] = V.v[q][i];
+                if (P.data) P.data[i * P.row + c * P.column] = V.v[q][i];
                 const T size = V.v[q][i] < 0 ? -V.v[q][i] : V.v[q][i];
                 sum += size;
                 column[q] += size;
@@ -117,7 +132,7 @@ walk_tangents(const TEAM &at, const dpcr_chain &chain, const resident<typename T
             sum = reduce_lanes(at, sum, [](T a, T b) { return a + b; });
             largest = sum > largest || sum != sum ? sum : largest;
         }
-        if (by_columns) { /* N alone: columns beyond w hold zeros */
+        if (by_columns) { /* columns beyond w hold zeros */
             UNROLL for (int q = 0; q < TEAM::ROWS; q++) largest =
                 column[q] > largest || column[q] != column[q] ? column[q] : largest;
             largest = reduce_lanes(at, largest, [](T a, T b) { return b > a || b != b ? b : a; });
@@ -141,38 +156,45 @@ __device__ const T *state_before(const dpcr_chain &chain, const back_arrays &arr
                              : state_row<T>(chain, arrays.states, l - 1 - arrays.first, s);
 }
 
-/* g back through steps last-1..first */
+/* live: g back through the steps */
 template <class TEAM>
 __device__ void walk_back(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near,
-                          const back_arrays &arrays, int64_t first, int64_t last, int64_t s,
-                          typename TEAM::T (&g)[TEAM::ROWS]) {
+                          const back_arrays &arrays, const way &on, typename TEAM::T (&g)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const int w = (int)chain.w;
     const bool plain = is_plain(chain);
     T after[TEAM::ROWS], before[TEAM::ROWS];
     copy_rows(g, before);
-    if (last > first)
-        load_rows(at, w, state_row<T>(chain, arrays.states, last - 1 - arrays.first, s), before);
-    for (int64_t l = last - 1; l >= first; l--) {
+    if (on.last > on.first)
+        load_rows(at, w, state_row<T>(chain, arrays.states, on.last - 1 - arrays.first, on.s), before);
+    for (int64_t l = on.last - 1; l >= on.last - on.longest; l--) {
+        const bool live = on.own && l >= on.first;
         T *saved = NULL;
         copy_rows(before, after);
-        if (l > first || !plain) /* a plain step needs what comes after it alone */
-            load_rows(at, w, state_before<T>(chain, arrays, l, s), before);
-        if (arrays.gstates) {
+        if (live && (l > on.first || !plain)) /* a plain step needs what comes after it alone */
+            load_rows(at, w, state_before<T>(chain, arrays, l, on.s), before);
+        if (live && arrays.gstates) {
             T extra[TEAM::ROWS];
-            load_rows(at, w, state_row<T>(chain, arrays.gstates, l, s), extra);
+            load_rows(at, w, state_row<T>(chain, arrays.gstates, l, on.s), extra);
             UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] += extra[r];
         }
-        if (arrays.saved) saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + s) * saved_size(chain);
-        step_back(at, chain, parameters_near<TEAM>(chain, near, l), before, after, saved, g);
+        if (live && arrays.saved)
+            saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + on.s) * saved_size(chain);
+        step_back(at, chain, parameters_near<TEAM>(chain, near, dpcr_max(l, on.first)), live, before, after,
+                  saved, g);
     }
 }
 
 /* ---- kernels ----------------------------------------------------------------------------------- */
 
-/* The team's number in the grid, and how many there are. */
-template <class TEAM> __device__ int64_t team_number() {
-    return ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / TEAM::LANES;
+/* The team's number in its warp (0 in a block), that of the warp's first one in the grid, and how many there are. */
+template <class TEAM> __device__ int team_in_warp() {
+    return TEAM::BLOCK ? 0 : (int)threadIdx.x % TEAM_WARP / TEAM::LANES;
+}
+
+template <class TEAM> __device__ int64_t first_team() {
+    const int64_t thread = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    return thread / TEAM::LANES - team_in_warp<TEAM>();
 }
 
 template <class TEAM> __device__ int64_t team_count() {
@@ -195,24 +217,27 @@ struct propagate_arguments {
 };
 
 template <class TEAM>
-__global__ void THREADS(SEGMENT_THREADS) propagate_kernel(int64_t tasks, propagate_arguments a) {
+__global__ void THREADS(SEGMENT_THREADS)
+    propagate_kernel(int64_t tasks, const __grid_constant__ propagate_arguments a) {
     typedef typename TEAM::T T;
     TEAM_HERE(TEAM, at);
     const dpcr_chain &chain = a.chain;
     const int w = (int)chain.w;
     const resident<T> nothing = {};
-    for (int64_t task = team_number<TEAM>(); task < tasks; task += team_count<TEAM>()) {
+    for (int64_t turn = first_team<TEAM>(); turn < tasks; turn += team_count<TEAM>()) {
+        const int64_t task = dpcr_min(turn + team_in_warp<TEAM>(), tasks - 1);
+        const bool own = turn + team_in_warp<TEAM>() < tasks;
         const int64_t k = a.k0 + task / a.samples, s = task % a.samples;
-        const int64_t first = dpcr_edge(k, chain.L, a.S), last = dpcr_edge(k + 1, chain.L, a.S);
+        const way on = way_through<TEAM>(chain, a.S, k, s, own);
         T z[TEAM::ROWS];
         load_rows(at, w, segment_row<T>(a.starts, k, s, w), z);
         if (a.tangents) {
-            const tangent_place<T> P = {(T *)a.tangents + (k * a.samples + s) * w * w, w, 1};
-            walk_tangents(at, chain, nothing, first, last, s, a.states, a.origin, P, z);
+            T *P = (T *)a.tangents + (k * a.samples + s) * w * w;
+            walk_tangents(at, chain, nothing, on, a.states, a.origin, {own ? P : NULL, w, 1}, z);
         } else {
-            walk(at, chain, nothing, first, last, s, a.states, a.origin, z);
+            walk(at, chain, nothing, on, a.states, a.origin, z);
         }
-        if (a.ends.data) store_rows(at, w, z, segment_row<T>(a.ends, k, s, w));
+        if (own && a.ends.data) store_rows(at, w, z, segment_row<T>(a.ends, k, s, w));
     }
 }
 
@@ -226,17 +251,20 @@ struct pullback_arguments {
 };
 
 template <class TEAM>
-__global__ void THREADS(SEGMENT_THREADS) pullback_kernel(int64_t samples, pullback_arguments a) {
+__global__ void THREADS(SEGMENT_THREADS)
+    pullback_kernel(int64_t samples, const __grid_constant__ pullback_arguments a) {
     typedef typename TEAM::T T;
     TEAM_HERE(TEAM, at);
     const dpcr_chain &chain = a.chain;
     const int w = (int)chain.w;
     const resident<T> nothing = {};
-    for (int64_t s = team_number<TEAM>(); s < samples; s += team_count<TEAM>()) {
+    for (int64_t turn = first_team<TEAM>(); turn < samples; turn += team_count<TEAM>()) {
+        const int64_t s = dpcr_min(turn + team_in_warp<TEAM>(), samples - 1);
+        const way on = {a.first, a.last, a.last - a.first, s, turn + team_in_warp<TEAM>() < samples};
         T g[TEAM::ROWS];
-        load_rows(at, w, a.gz ? state_row<T>(chain, a.gz, 0, s) : NULL, g);
-        walk_back(at, chain, nothing, a.arrays, a.first, a.last, s, g);
-        if (a.g) store_rows(at, w, g, state_row<T>(chain, a.g, 0, s));
+        load_rows(at, w, on.own && a.gz ? state_row<T>(chain, a.gz, 0, s) : NULL, g);
+        walk_back(at, chain, nothing, a.arrays, on, g);
+        if (on.own && a.g) store_rows(at, w, g, state_row<T>(chain, a.g, 0, s));
     }
 }
 

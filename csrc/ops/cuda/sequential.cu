@@ -34,8 +34,14 @@ static bool stages(const dpcr_chain &chain, const device_limits &limits, bool ba
         return shape_of<TEAM>(chain, limits, backward).chunk > 0;
 }
 
+/* Few samples: a thread that has a vector of 4 for itself would compute its activations one by one. */
+#define NEIGHBOURS(T) team<T, 4, 1>
+#define FOR_SAMPLES(chain, RUN, ...)                                                         \
+    ((chain).dtype == DPCR_F32 ? FOR_TEAM(chain, float, NEIGHBOURS(float), RUN, __VA_ARGS__) \
+                               : FOR_TEAM(chain, double, NEIGHBOURS(double), RUN, __VA_ARGS__))
+
 bool dpcr_cuda_stages(const dpcr_chain &chain, const device_limits &limits, bool backward) {
-    return FOR_DTYPE_AND_TEAM(chain, stages, chain, limits, backward);
+    return FOR_SAMPLES(chain, stages, chain, limits, backward);
 }
 
 template <class TEAM>
@@ -60,5 +66,5 @@ static dpcr_status run(dpcr_exec exec, sequential_pass pass, const device_limits
 
 dpcr_status dpcr_cuda_sequential(dpcr_exec exec, const sequential_pass &pass, const device_limits &limits,
                                  bool backward) {
-    return FOR_DTYPE_AND_TEAM(pass.chain, run, exec, pass, limits, backward);
+    return FOR_SAMPLES(pass.chain, run, exec, pass, limits, backward);
 }

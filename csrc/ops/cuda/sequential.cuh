@@ -48,22 +48,24 @@ struct checkpoint {
 
 template <class TEAM>
 __device__ void walk_chunk(const TEAM &at, const sequential_pass &pass, int64_t s, int64_t first,
-                           int64_t last, const typename TEAM::T *slots, checkpoint *mark,
+                           int64_t last, bool walks, const typename TEAM::T *slots, checkpoint *mark,
                            typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const dpcr_chain &chain = pass.chain;
     for (int64_t l = first; l < last; l++) {
         if (pass.checkpoints && l == mark->step) {
-            store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.checkpoints, mark->c, s));
+            if (walks) store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.checkpoints, mark->c, s));
             mark->step = dpcr_edge(++mark->c, chain.L, pass.checkpoint_count);
         }
-        step_forward(at, chain, parameters_in<TEAM>(pass.slot, slots + (l - first) * pass.slot.size), z);
-        if (pass.states) store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.states, l, s));
+        step_forward(at, chain, parameters_in<TEAM>(pass.slot, slots + (l - first) * pass.slot.size), walks,
+                     z);
+        if (walks && pass.states) store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.states, l, s));
     }
 }
 
 template <class TEAM>
-__global__ void THREADS(SEQUENTIAL_THREADS) sequential_kernel(int64_t tiles, sequential_pass pass) {
+__global__ void THREADS(SEQUENTIAL_THREADS)
+    sequential_kernel(int64_t tiles, const __grid_constant__ sequential_pass pass) {
     typedef typename TEAM::T T;
     DYNAMIC_SHARED(T, slots);
     const dpcr_chain &chain = pass.chain;
@@ -82,13 +84,13 @@ __global__ void THREADS(SEQUENTIAL_THREADS) sequential_kernel(int64_t tiles, seq
         for (int64_t c = -1; c < chunks; c++) {
             const int64_t first = c * pass.chunk, next = first + pass.chunk;
             if (t >= 0 && c + 1 < chunks) {
-                T *to = slots + (c + 1) % 2 * buffer;
-                for (int64_t l = next; l < dpcr_min(next + pass.chunk, chain.L); l++)
-                    stage_step<TEAM>(chain, pass.slot, l, to + (l - next) * pass.slot.size, t, loaders);
+                const int steps = (int)dpcr_min(pass.chunk, chain.L - next);
+                stage_steps<TEAM>(chain, pass.slot, next, steps, slots + (c + 1) % 2 * buffer, t, loaders);
                 await_copies();
             }
-            if (walks && c >= 0)
-                walk_chunk(at, pass, s, first, dpcr_min(next, chain.L), slots + c % 2 * buffer, &mark, z);
+            if (t < 0 && c >= 0)
+                walk_chunk(at, pass, s, first, dpcr_min(next, chain.L), walks, slots + c % 2 * buffer, &mark,
+                           z);
             __syncthreads(); /* the next chunk is there, and this one's buffer free */
         }
         if (walks) {
@@ -102,20 +104,24 @@ __global__ void THREADS(SEQUENTIAL_THREADS) sequential_kernel(int64_t tiles, seq
 
 /* A buffer holds chunk slots, then the states (tile,w) of chunk steps: after a step where the chain is plain, else before it. */
 template <class TEAM>
-__device__ void stage_back(const sequential_pass &pass, int64_t l, int64_t s0, int slot_index,
+__device__ void stage_back(const sequential_pass &pass, int64_t first, int steps, int64_t s0,
                            typename TEAM::T *buffer, int t, int count) {
     typedef typename TEAM::T T;
     const dpcr_chain &chain = pass.chain;
-    const int64_t samples = dpcr_min(pass.tile, chain.B - s0);
-    stage_step<TEAM>(chain, pass.slot, l, buffer + slot_index * pass.slot.size, t, count);
-    const T *from = state_before<T>(chain, pass.arrays, is_plain(chain) ? l + 1 : l, s0);
-    stage_vector(from, (int)(samples * chain.w),
-                 buffer + pass.chunk * pass.slot.size + slot_index * pass.beside, t, count);
+    const int elements = (int)(dpcr_min(pass.tile, chain.B - s0) * chain.w);
+    T *states = buffer + pass.chunk * pass.slot.size;
+    stage_steps<TEAM>(chain, pass.slot, first, steps, buffer, t, count);
+    for (int i = 0; i < steps; i++) {
+        const int64_t l = first + i + is_plain(chain);
+        const T *from = state_before<T>(chain, pass.arrays, l, s0);
+        for (int e = t; e < elements; e += count)
+            copy_async<sizeof(T)>(states + i * pass.beside + e, from + e);
+    }
 }
 
 template <class TEAM>
 __device__ void walk_chunk_back(const TEAM &at, const sequential_pass &pass, int64_t s, int64_t first,
-                                int64_t last, const typename TEAM::T *buffer,
+                                int64_t last, bool walks, const typename TEAM::T *buffer,
                                 typename TEAM::T (&g)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const dpcr_chain &chain = pass.chain;
@@ -123,20 +129,21 @@ __device__ void walk_chunk_back(const TEAM &at, const sequential_pass &pass, int
     const T *states = buffer + pass.chunk * pass.slot.size + s % pass.tile * w;
     for (int64_t l = last - 1; l >= first; l--) {
         T z[TEAM::ROWS], extra[TEAM::ROWS], *saved = NULL;
-        load_rows(at, w, states + (l - first) * pass.beside, z);
+        load_rows(at, w, walks ? states + (l - first) * pass.beside : NULL, z);
         if (pass.arrays.gstates) {
-            load_rows(at, w, state_row<T>(chain, pass.arrays.gstates, l, s), extra);
+            load_rows(at, w, walks ? state_row<T>(chain, pass.arrays.gstates, l, s) : NULL, extra);
             UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] += extra[r];
         }
-        if (pass.arrays.saved)
+        if (walks && pass.arrays.saved)
             saved = (T *)pass.arrays.saved + ((l - pass.arrays.first) * chain.B + s) * saved_size(chain);
-        step_back(at, chain, parameters_in<TEAM>(pass.slot, buffer + (l - first) * pass.slot.size), z, z,
-                  saved, g);
+        step_back(at, chain, parameters_in<TEAM>(pass.slot, buffer + (l - first) * pass.slot.size), walks, z,
+                  z, saved, g);
     }
 }
 
 template <class TEAM>
-__global__ void THREADS(SEQUENTIAL_THREADS) sequential_back_kernel(int64_t tiles, sequential_pass pass) {
+__global__ void THREADS(SEQUENTIAL_THREADS)
+    sequential_back_kernel(int64_t tiles, const __grid_constant__ sequential_pass pass) {
     typedef typename TEAM::T T;
     DYNAMIC_SHARED(T, slots);
     const dpcr_chain &chain = pass.chain;
@@ -156,11 +163,11 @@ __global__ void THREADS(SEQUENTIAL_THREADS) sequential_back_kernel(int64_t tiles
             if (t >= 0 && c + 1 < chunks) {
                 const int64_t next = dpcr_max(low - pass.chunk, begin), end = c < 0 ? pass.last : low;
                 const int64_t start = c < 0 ? dpcr_max(end - pass.chunk, begin) : next;
-                for (int64_t l = start; l < end; l++)
-                    stage_back<TEAM>(pass, l, s0, (int)(l - start), slots + (c + 1) % 2 * buffer, t, loaders);
+                stage_back<TEAM>(pass, start, (int)(end - start), s0, slots + (c + 1) % 2 * buffer, t,
+                                 loaders);
                 await_copies();
             }
-            if (walks && c >= 0) walk_chunk_back(at, pass, s, low, high, slots + c % 2 * buffer, g);
+            if (t < 0 && c >= 0) walk_chunk_back(at, pass, s, low, high, walks, slots + c % 2 * buffer, g);
             __syncthreads(); /* the next chunk is there, and this one's buffer free */
         }
         if (walks) {

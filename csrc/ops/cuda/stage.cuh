@@ -41,40 +41,53 @@ __device__ step_parameters<typename TEAM::T> parameters_in(const slot_shape &sha
 
 /* Everything below: by `count` threads, this one being number t; await_copies() and a barrier end it. */
 
-template <class T> __device__ void stage_vector(const T *from, int n, T *to, int t, int count) {
-    for (int e = t; e < n; e += count) copy_async<sizeof(T)>(to + e, from + e);
-}
-
-template <class TEAM>
-__device__ void stage_matrix(const typename TEAM::T *from, int rows, int columns, typename TEAM::T *to, int t,
-                             int count) {
-    enum { PACKS = TEAM::N / TEAM::PACK };
-    if (is_packed<TEAM>(from, columns)) {
-        for (int e = t; e < rows * PACKS; e += count)
-            copy_async<16>(to + e / PACKS * TEAM::STRIDE + e % PACKS * TEAM::PACK, from + e * TEAM::PACK);
-        return;
-    }
-    for (int e = t; e < rows * columns; e += count)
-        copy_async<sizeof(typename TEAM::T)>(to + e / columns * TEAM::STRIDE + e % columns, from + e);
-}
-
 /* The columns beyond the matrices, once for all steps that a slot will hold; other elements are overwritten. */
 template <class T> __device__ void stage_zeros(T *slots, int elements, int t, int count) {
     for (int e = t; e < elements; e += count) slots[e] = 0;
 }
 
+/* One matrix (rows,columns) a step, or a vector of one row: a thread has its places in it, UNIT elements each, and
+ * goes through the steps with each; what is over of the threads takes every second step, and so on. */
+template <int UNIT, class T>
+__device__ void stage_array(const T *from, int steps, int rows, int columns, T *to, int row_stride, int slot,
+                            int t, int count) {
+    const int in_row = columns / UNIT, units = rows * in_row;
+    if (units == 0) return; /* a block of hidden width 0 */
+    const int groups = units < count ? count / units : 1, group = units < count ? t / units : 0;
+    if (group >= groups) return;
+    for (int u = units < count ? t % units : t; u < units; u += count) {
+        const T *source = from + u * UNIT + (int64_t)group * rows * columns;
+        T *target = to + u / in_row * row_stride + u % in_row * UNIT + group * slot;
+        for (int step = group; step < steps; step += groups) {
+            copy_async<UNIT * sizeof(T)>(target, source);
+            source += (int64_t)groups * rows * columns;
+            target += groups * slot;
+        }
+    }
+}
+
 template <class TEAM>
-__device__ void stage_step(const dpcr_chain &chain, const slot_shape &shape, int64_t l,
-                           typename TEAM::T *slot, int t, int count) {
-    const int w = (int)chain.w, h = (int)chain.h;
+__device__ void stage_matrix(const typename TEAM::T *from, int steps, int rows, int columns,
+                             typename TEAM::T *to, int slot, int t, int count) {
+    if (is_packed<TEAM>(from, columns))
+        stage_array<TEAM::PACK>(from, steps, rows, columns, to, TEAM::STRIDE, slot, t, count);
+    else
+        stage_array<1>(from, steps, rows, columns, to, TEAM::STRIDE, slot, t, count);
+}
+
+/* Steps first..first+steps-1 into as many slots. */
+template <class TEAM>
+__device__ void stage_steps(const dpcr_chain &chain, const slot_shape &shape, int64_t first, int steps,
+                            typename TEAM::T *slots, int t, int count) {
+    const int w = (int)chain.w, h = (int)chain.h, size = shape.size;
     const int M = chain.step == DPCR_RESIDUAL ? 1 : (int)chain.layers;
-    const step_parameters<typename TEAM::T> p = parameters_of<TEAM>(chain, l);
-    stage_matrix<TEAM>(p.W1.data, M * h, w, slot + shape.W1, t, count);
-    if (p.b1) stage_vector(p.b1, M * h, slot + shape.b1, t, count);
-    if (shape.W2 >= 0) stage_matrix<TEAM>(p.W2.data, w, h, slot + shape.W2, t, count);
-    if (p.b2) stage_vector(p.b2, w, slot + shape.b2, t, count);
-    if (p.gamma) stage_vector(p.gamma, M * w, slot + shape.gamma, t, count);
-    if (p.beta) stage_vector(p.beta, M * w, slot + shape.beta, t, count);
+    const step_parameters<typename TEAM::T> p = parameters_of<TEAM>(chain, first);
+    stage_matrix<TEAM>(p.W1.data, steps, M * h, w, slots + shape.W1, size, t, count);
+    if (p.b1) stage_array<1>(p.b1, steps, 1, M * h, slots + shape.b1, 0, size, t, count);
+    if (shape.W2 >= 0) stage_matrix<TEAM>(p.W2.data, steps, w, h, slots + shape.W2, size, t, count);
+    if (p.b2) stage_array<1>(p.b2, steps, 1, w, slots + shape.b2, 0, size, t, count);
+    if (p.gamma) stage_array<1>(p.gamma, steps, 1, M * w, slots + shape.gamma, 0, size, t, count);
+    if (p.beta) stage_array<1>(p.beta, steps, 1, M * w, slots + shape.beta, 0, size, t, count);
 }
 
 #endif

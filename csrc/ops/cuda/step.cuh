@@ -156,10 +156,11 @@ branch_forward(const TEAM &at, const dpcr_chain &chain, const step_parameters<ty
 
 /* ---- forward ----------------------------------------------------------------------------------- */
 
-/* z -> f(z) */
+/* live: z -> f(z) */
 template <class TEAM>
 __device__ void step_forward(const TEAM &at, const dpcr_chain &chain,
-                             const step_parameters<typename TEAM::T> &p, typename TEAM::T (&z)[TEAM::ROWS]) {
+                             const step_parameters<typename TEAM::T> &p, bool live,
+                             typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const T scale = (T)chain.scale;
     T out[TEAM::ROWS];
@@ -179,7 +180,10 @@ __device__ void step_forward(const TEAM &at, const dpcr_chain &chain,
         copy_rows(v.a, out);
     }
     const bool skip = chain.step == DPCR_RESIDUAL || chain.skip;
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) z[r] = skip ? fused(scale, out[r], z[r]) : scale * out[r];
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        const T next = skip ? fused(scale, out[r], z[r]) : scale * out[r];
+        z[r] = live ? next : z[r];
+    }
 }
 
 /* ---- tangents: a thread holds whole columns of a product of Jacobians ---------------------------- */
@@ -205,23 +209,21 @@ __device__ void columns_times(const weights<typename TEAM::T> &W, int n_out, int
 
 /* V <- diag(d) V */
 template <class TEAM>
-__device__ void columns_scale(const TEAM &at, int n, const typename TEAM::T (&d)[TEAM::ROWS],
-                              columns<TEAM> &V) {
+__device__ void columns_scale(int n, const typename TEAM::T (&d)[TEAM::ROWS], columns<TEAM> &V) {
     typename TEAM::T all[TEAM::N];
-    gather(at, n, d, all);
+    gather<TEAM>(n, d, all);
     UNROLL for (int i = 0; i < TEAM::N; i++) UNROLL for (int q = 0; q < TEAM::ROWS; q++) V.v[q][i] *= all[i];
 }
 
 /* project() and gamma; gamma first: of the input's norm it comes after */
 template <class TEAM>
-__device__ void columns_project(const TEAM &at, const dpcr_chain &chain,
-                                const typename TEAM::T (&xhat)[TEAM::ROWS], typename TEAM::T rstd,
-                                columns<TEAM> &V) {
+__device__ void columns_project(const dpcr_chain &chain, const typename TEAM::T (&xhat)[TEAM::ROWS],
+                                typename TEAM::T rstd, columns<TEAM> &V) {
     typedef typename TEAM::T T;
     const int w = (int)chain.w;
     const T share = 1 / (T)w;
     T all[TEAM::N];
-    gather(at, w, xhat, all);
+    gather<TEAM>(w, xhat, all);
     UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
         T mean = 0, along = 0;
         UNROLL for (int i = 0; i < TEAM::N; i++) {
@@ -233,11 +235,11 @@ __device__ void columns_project(const TEAM &at, const dpcr_chain &chain,
     }
 }
 
-/* z -> f(z), V -> f'(z) V */
+/* live: z -> f(z), V -> f'(z) V */
 template <class TEAM>
 __device__ void step_columns(const TEAM &at, const dpcr_chain &chain,
-                             const step_parameters<typename TEAM::T> &p, typename TEAM::T (&z)[TEAM::ROWS],
-                             columns<TEAM> &Q) {
+                             const step_parameters<typename TEAM::T> &p, bool live,
+                             typename TEAM::T (&z)[TEAM::ROWS], columns<TEAM> &Q) {
     typedef typename TEAM::T T;
     const T scale = (T)chain.scale;
     const int w = (int)chain.w, h = (int)chain.h;
@@ -250,12 +252,12 @@ __device__ void step_columns(const TEAM &at, const dpcr_chain &chain,
         load_rows(at, w, p.b2, bias);
         times(at, p.W2, w, h, v.a, bias, out);
         if (chain.norm != DPCR_NO_NORM) {
-            columns_project(at, chain, v.xhat, v.rstd, V);
+            columns_project<TEAM>(chain, v.xhat, v.rstd, V);
             load_rows(at, w, p.gamma, gamma);
-            if (p.gamma) columns_scale(at, w, gamma, V);
+            if (p.gamma) columns_scale<TEAM>(w, gamma, V);
         }
         columns_times<TEAM>(p.W1, h, w, V);
-        columns_scale(at, h, v.slope, V);
+        columns_scale<TEAM>(h, v.slope, V);
         columns_times<TEAM>(p.W2, w, h, V);
     } else {
         layer_values<T, TEAM::ROWS> v;
@@ -265,19 +267,24 @@ __device__ void step_columns(const TEAM &at, const dpcr_chain &chain,
             layer_forward(at, chain, p, m, x, &v);
             columns_times<TEAM>(matrix_of(p.W1, m, w), w, w, V);
             if (chain.norm != DPCR_NO_NORM) {
-                columns_project(at, chain, v.xhat, v.rstd, V);
+                columns_project<TEAM>(chain, v.xhat, v.rstd, V);
                 load_rows(at, w, part_of(p.gamma, m, w), gamma);
-                if (p.gamma) columns_scale(at, w, gamma, V);
+                if (p.gamma) columns_scale<TEAM>(w, gamma, V);
             }
-            columns_scale(at, w, v.slope, V);
+            columns_scale<TEAM>(w, v.slope, V);
             copy_rows(v.a, x);
         }
         copy_rows(x, out);
     }
     const bool skip = chain.step == DPCR_RESIDUAL || chain.skip;
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) z[r] = skip ? fused(scale, out[r], z[r]) : scale * out[r];
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) Q.v[q][i] =
-        skip ? fused(scale, V.v[q][i], Q.v[q][i]) : scale * V.v[q][i];
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        const T next = skip ? fused(scale, out[r], z[r]) : scale * out[r];
+        z[r] = live ? next : z[r];
+    }
+    UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) {
+        const T next = skip ? fused(scale, V.v[q][i], Q.v[q][i]) : scale * V.v[q][i];
+        Q.v[q][i] = live ? next : Q.v[q][i];
+    }
 }
 
 /* z -> f(z), v -> f'(z) v: one tangent, as a block has them */
@@ -347,10 +354,11 @@ static inline DPCR_EVERYWHERE bool is_plain(const dpcr_chain &chain) {
            && chain.scale == 1 && slope_follows(chain.activation);
 }
 
-/* g -> f'(z)^T g; after: f(z), read if is_plain alone; saved may be NULL where M = 1 */
+/* live: g -> f'(z)^T g, and saved (NULL: nothing is; a live step of several layers needs it)
+ * after: f(z), read if is_plain alone */
 template <class TEAM>
 __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_parameters<typename TEAM::T> &p,
-                          const typename TEAM::T (&z)[TEAM::ROWS],
+                          bool live, const typename TEAM::T (&z)[TEAM::ROWS],
                           const typename TEAM::T (&after)[TEAM::ROWS], typename TEAM::T *saved,
                           typename TEAM::T (&g)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
@@ -380,13 +388,14 @@ __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_pa
             scale_rows(at, w, p.gamma, gy);
             project(at, chain, v.xhat, v.rstd, gy);
         }
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] += gy[r];
+        UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] = live ? g[r] + gy[r] : g[r];
         return;
     }
     if (is_plain(chain)) {
         UNROLL for (int r = 0; r < TEAM::ROWS; r++) gy[r] = g[r] * slope_of_value(chain.activation, after[r]);
         if (saved) store_rows(at, w, gy, saved);
-        times_transposed(at, p.W1, w, w, gy, g);
+        times_transposed(at, p.W1, w, w, gy, gy);
+        UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] = live ? gy[r] : g[r];
         return;
     }
     const int M = (int)chain.layers, piece = (int)saved_pieces(chain) * w;
@@ -409,9 +418,9 @@ __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_pa
     for (int m = M - 1; m >= 0; m--) {
         T *row = saved + m * piece, rstd[TEAM::ROWS];
         if (m < M - 1) {
-            load_rows(at, w, row + 2 * w, v.slope);
-            if (norm) load_rows(at, w, row + 4 * w, v.xhat);
-            if (norm) load_rows(at, w, row + 5 * w, rstd);
+            load_rows(at, w, saved ? row + 2 * w : NULL, v.slope);
+            if (norm) load_rows(at, w, saved ? row + 4 * w : NULL, v.xhat);
+            if (norm) load_rows(at, w, saved ? row + 5 * w : NULL, rstd);
             v.rstd = norm ? rstd[0] : T(0);
         }
         UNROLL for (int r = 0; r < TEAM::ROWS; r++) gy[r] = ga[r] * v.slope[r];
@@ -423,7 +432,10 @@ __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_pa
         if (saved) store_rows(at, w, gy, row);
         times_transposed(at, matrix_of(p.W1, m, w), w, w, gy, ga);
     }
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] = chain.skip ? g[r] + ga[r] : ga[r];
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        const T next = chain.skip ? g[r] + ga[r] : ga[r];
+        g[r] = live ? next : g[r];
+    }
 }
 
 #endif

@@ -3,11 +3,15 @@
  * A team of threads holds vectors of up to N = LANES ROWS numbers in registers: thread `lane` the rows lane,
  * lane + LANES, ...  Rows beyond a vector's length hold anything, and are selected away where vectors meet.
  *
- *   LANES 1, ROWS 4           a thread, vectors of up to 4
+ *   LANES 1, ROWS 4           a thread, vectors of up to 4: where there are many of them
+ *   LANES 4, ROWS 1           the same by four neighbours, with the same bits: where there are few
  *   LANES 8, 16, 32, ROWS 1   neighbours in a warp; they meet by shuffles
  *   LANES 256, ROWS 4         a block, vectors of up to 1024; they meet in shared memory
  *
  * Which one works on a chain follows from its widths alone, so that every pass over it has the same bits.
+ *
+ * All lanes of a warp always meet: where its teams have different things to do, or fewer, each does what any of them
+ * has to, and keeps nothing of it unless it is its own.
  */
 #ifndef DEEPPCR_OPS_CUDA_TEAM_H
 #define DEEPPCR_OPS_CUDA_TEAM_H
@@ -16,33 +20,26 @@
 
 static constexpr int TEAM_WARP = 32, BLOCK_LANES = 256, BLOCK_ROWS = 4, BLOCK_WARPS = BLOCK_LANES / TEAM_WARP;
 
+static constexpr unsigned kAllLanes = 0xffffffffu;
+
 template <class T_, int LANES_, int ROWS_> struct team {
     typedef T_ T;
     static constexpr int LANES = LANES_, ROWS = ROWS_, N = LANES_ * ROWS_;
     static constexpr bool BLOCK = LANES_ == BLOCK_LANES;
     /* Elements of 16 bytes, and a row's stride in shared memory: an odd number of them, so that eight rows lie in
      * different banks. */
-    static constexpr int PACK = 16 / sizeof(T_), STRIDE = LANES_ == 1 ? N : N + PACK;
+    static constexpr int PACK = 16 / sizeof(T_), STRIDE = N == 4 ? N : N + PACK;
     int lane;
-    unsigned mask; /* of the warp's lanes */
-    T_ *exchange;  /* a block's: 2 N numbers in shared memory */
+    T_ *exchange; /* a block's: 2 N numbers in shared memory */
 };
 
 template <class TEAM> __device__ TEAM this_team(typename TEAM::T *exchange) {
-    TEAM at;
-    at.lane = (int)threadIdx.x % TEAM::LANES;
-    const int first = (int)threadIdx.x % TEAM_WARP / TEAM::LANES * TEAM::LANES;
-    at.mask = TEAM::LANES >= TEAM_WARP ? 0xffffffffu : ((1u << TEAM::LANES % TEAM_WARP) - 1) << first;
-    at.exchange = exchange;
-    return at;
+    return {(int)threadIdx.x % TEAM::LANES, exchange};
 }
 
-/* Waits for the team; what its threads have written, all of them see. */
-template <class TEAM> __device__ void meet(const TEAM &at) {
-    if constexpr (TEAM::BLOCK)
-        __syncthreads();
-    else if constexpr (TEAM::LANES > 1)
-        __syncwarp(at.mask);
+/* Whether it holds for any team of the warp, which goes on together. */
+template <class TEAM> __device__ bool any_team(bool value) {
+    return TEAM::BLOCK ? value : __any_sync(kAllLanes, value) != 0;
 }
 
 template <class TEAM> __device__ int row_of(const TEAM &at, int r) {
@@ -73,7 +70,7 @@ template <class T, int ROWS> __device__ void copy_rows(const T (&from)[ROWS], T 
 /* Over the lanes: log2 LANES levels in a warp, then the warps of a block in their order. */
 template <class TEAM, class V, class F> __device__ V reduce_lanes(const TEAM &at, V value, F join) {
     UNROLL for (int d = (TEAM::BLOCK ? TEAM_WARP : TEAM::LANES) / 2; d > 0; d /= 2) value =
-        join(value, __shfl_xor_sync(at.mask, value, d, TEAM::BLOCK ? TEAM_WARP : TEAM::LANES));
+        join(value, __shfl_xor_sync(kAllLanes, value, d, TEAM::BLOCK ? TEAM_WARP : TEAM::LANES));
     if constexpr (TEAM::BLOCK) {
         SHARED(V, parts, BLOCK_WARPS);
         __syncthreads(); /* nobody still reads parts */
@@ -85,13 +82,15 @@ template <class TEAM, class V, class F> __device__ V reduce_lanes(const TEAM &at
     return value;
 }
 
+/* Products first, then their sum as a tree, so that one thread adds up as four do. */
 template <class TEAM>
 __device__ typename TEAM::T sum_rows(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS],
                                      const typename TEAM::T (&y)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
-    T sum = 0;
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) sum = row_of(at, r) < n ? fused(x[r], y[r], sum) : sum;
-    return reduce_lanes(at, sum, [](T a, T b) { return a + b; });
+    T product[TEAM::ROWS];
+    UNROLL for (int r = 0; r < TEAM::ROWS; r++) product[r] = row_of(at, r) < n ? x[r] * y[r] : T(0);
+    if constexpr (TEAM::ROWS == 4) product[0] = (product[0] + product[2]) + (product[1] + product[3]);
+    return reduce_lanes(at, product[0], [](T a, T b) { return a + b; });
 }
 
 /* Largest |x|; NaN where there is one, and inf where one is. */
@@ -123,8 +122,8 @@ template <class T> struct weights {
     bool packed;
 };
 
-struct alignas(16) pack16 {
-    unsigned char bytes[16];
+template <class T> struct alignas(16) pack16 {
+    T of[16 / sizeof(T)];
 };
 
 template <class TEAM>
@@ -134,8 +133,8 @@ __device__ void load_matrix_row(const weights<typename TEAM::T> &W, int row, int
     const T *from = W.data + (int64_t)row * W.stride;
     if (W.packed) {
         UNROLL for (int c = 0; c < TEAM::N; c += TEAM::PACK) {
-            const pack16 four = *(const pack16 *)(from + c);
-            __builtin_memcpy(out + c, &four, sizeof four);
+            const pack16<T> pack = *(const pack16<T> *)(from + c);
+            UNROLL for (int i = 0; i < TEAM::PACK; i++) out[c + i] = pack.of[i];
         }
     } else {
         UNROLL for (int c = 0; c < TEAM::N; c++) out[c] = c < n ? from[c] : T(0);
@@ -144,12 +143,11 @@ __device__ void load_matrix_row(const weights<typename TEAM::T> &W, int row, int
 
 /* All rows of x, in every thread; 0 beyond n. */
 template <class TEAM>
-__device__ void gather(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS],
-                       typename TEAM::T (&all)[TEAM::N]) {
+__device__ void gather(int n, const typename TEAM::T (&x)[TEAM::ROWS], typename TEAM::T (&all)[TEAM::N]) {
     typedef typename TEAM::T T;
     UNROLL for (int c = 0; c < TEAM::N; c++) {
         T value = x[c / TEAM::LANES];
-        if constexpr (TEAM::LANES > 1) value = __shfl_sync(at.mask, value, c % TEAM::LANES, TEAM::LANES);
+        if constexpr (TEAM::LANES > 1) value = __shfl_sync(kAllLanes, value, c % TEAM::LANES, TEAM::LANES);
         all[c] = c < n ? value : T(0);
     }
 }
@@ -177,8 +175,7 @@ __device__ void block_times(const TEAM &at, const weights<typename TEAM::T> &W, 
             UNROLL for (int q = 0; q < AT_ONCE; q++) if (i0 + q * BLOCK_WARPS < n_out) sum[q] =
                 fused(W.data[(int64_t)(i0 + q * BLOCK_WARPS) * W.stride + c], in[c], sum[q]);
         UNROLL for (int q = 0; q < AT_ONCE; q++) {
-            UNROLL for (int d = TEAM_WARP / 2; d > 0; d /= 2) sum[q] +=
-                __shfl_xor_sync(0xffffffffu, sum[q], d);
+            UNROLL for (int d = TEAM_WARP / 2; d > 0; d /= 2) sum[q] += __shfl_xor_sync(kAllLanes, sum[q], d);
             if (lane == 0 && i0 + q * BLOCK_WARPS < n_out) out[i0 + q * BLOCK_WARPS] = sum[q];
         }
     }
@@ -227,7 +224,7 @@ __device__ void times(const TEAM &at, const weights<typename TEAM::T> &W, int n_
         UNROLL for (int r = 0; r < TEAM::ROWS; r++) y[r] = product[r] + b[r];
     } else {
         T all[TEAM::N], row[TEAM::N];
-        gather(at, n_in, x, all);
+        gather<TEAM>(n_in, x, all);
         UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
             y[r] = 0;
             if (row_of(at, r) >= n_out) continue;
@@ -248,7 +245,7 @@ __device__ void times_transposed(const TEAM &at, const weights<typename TEAM::T>
         copy_rows(product, y);
     } else {
         T all[TEAM::N], column[TEAM::N];
-        gather(at, n_out, x, all);
+        gather<TEAM>(n_out, x, all);
         UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
             y[r] = 0;
             if (row_of(at, r) >= n_in) continue;

@@ -24,6 +24,9 @@
 /* Before a loop whose arrays are to live in registers. */
 #define UNROLL _Pragma("unroll")
 
+/* Of a function: called, wherever it is used. */
+#define NOT_INLINED __noinline__
+
 /* a b + c, rounded once.  Named, so that no kernel depends on what a compiler contracts: the loop and the
  * walks must agree to the bit. */
 __device__ __forceinline__ float fused(float a, float b, float c) {
@@ -76,8 +79,8 @@ __device__ __forceinline__ void await_copies() {
 /* Of a grid; whoever has more tasks gives each block several. */
 static const int64_t kMaxBlocks = INT32_MAX;
 
-/* What a block may have of shared memory without asking for more. */
-static const size_t kPlainShared = 48 << 10;
+/* Dynamic shared memory from which on a launch asks for it: with its static arrays a block has 48 KiB without. */
+static const size_t kPlainShared = 16 << 10;
 
 struct launch_shape {
     int64_t blocks;

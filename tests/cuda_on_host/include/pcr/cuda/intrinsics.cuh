@@ -13,6 +13,8 @@
 
 #define THREADS(count)
 
+#define NOT_INLINED __attribute__((noinline))
+
 #define UNROLL _Pragma("GCC unroll 32")
 
 inline float fused(float a, float b, float c) {
