@@ -186,8 +186,9 @@ class ChainInfo(NamedTuple):
     residual: float64, estimated error of the worst start of a segment after the last update,
         relative to that state.
     status: int64, values of `Status`.
-    levels: levels of parallel cyclic reduction in one sweep, ceil(log2 segments); an int, or a 0-d
-        tensor where a number cannot be read (`torch.compile`, `torch.func`, meta tensors).
+    levels: levels of parallel cyclic reduction in one sweep, ceil(log2 segments), 0 where there is
+        none (on CUDA, states wider than 4); an int, or a 0-d tensor where a number cannot be read
+        (`torch.compile`, `torch.func`, meta tensors).
     flops: float64, of the matrix products of one sample.
     plan: the `Plan`.
     why: why this plan, a sentence.

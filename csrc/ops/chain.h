@@ -134,7 +134,7 @@ typedef enum dpcr_report {
     DPCR_TANGENT_SWEEPS, /* of these with tangents; one of a part of the segments counts as that part */
     DPCR_VERDICT,
     DPCR_ERROR,  /* estimated, relative: of the worst boundary after the last update */
-    DPCR_LEVELS, /* of cyclic reduction in one solve: ceil(log2 S); 0 where none was solved */
+    DPCR_LEVELS, /* of cyclic reduction in one solve: ceil(log2 S); 0 where none was solved, or not so */
     DPCR_FLOPS,  /* of matrix products: steps, tangents, cyclic reduction */
     DPCR_REPORT
 } dpcr_report;

@@ -295,7 +295,8 @@ def test_info(chain: Chain, segments: int, device: torch.device) -> None:
     assert_close(z.cpu(), chain.loop(), factor=1e5)
     assert all(t.device == device for t in info[:4])
     assert all_are(info.status, dpcr.Status.CONVERGED)
-    assert info.levels == math.ceil(math.log2(segments))
+    reduced = max(chain.width, chain.hidden) <= 4  # wider systems are solved in groups
+    assert info.levels == (math.ceil(math.log2(segments)) if reduced else 0)
     assert bool((info.sweeps == 1).all() if segments == 1 else (info.sweeps > 1).all())
     assert bool((info.sweeps < 40).all()) and bool((info.flops > 0).all())
 
