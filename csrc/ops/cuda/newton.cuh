@@ -176,25 +176,27 @@ template <bool BACKWARD> __device__ int64_t steps_from(const newton_pass &p, int
 
 /* ---- over a block ------------------------------------------------------------------------------- */
 
-template <class V, class F> __device__ V block_reduce(V value, F join) {
-    SHARED(V, parts, NEWTON_THREADS / TEAM_WARP);
+/* N numbers of every thread joined into N of the block: join(which, a, b). */
+template <int N, class F> __device__ void block_reduce(double (&value)[N], F join) {
+    enum { WARPS = NEWTON_THREADS / TEAM_WARP };
+    SHARED(double, parts, N *WARPS);
     const int lane = (int)threadIdx.x % TEAM_WARP, warp = (int)threadIdx.x / TEAM_WARP;
-    UNROLL for (int d = TEAM_WARP / 2; d > 0; d /= 2) value =
-        join(value, __shfl_xor_sync(0xffffffffu, value, d));
+    UNROLL for (int d = TEAM_WARP / 2; d > 0; d /= 2) UNROLL for (int n = 0; n < N; n++) value[n] =
+        join(n, value[n], __shfl_xor_sync(kAllLanes, value[n], d));
     __syncthreads(); /* nobody still reads parts */
-    if (lane == 0) parts[warp] = value;
+    if (lane == 0) UNROLL for (int n = 0; n < N; n++) parts[n * WARPS + warp] = value[n];
     __syncthreads(); /* parts are complete */
-    value = parts[0];
-    for (int i = 1; i < (int)blockDim.x / TEAM_WARP; i++) value = join(value, parts[i]);
-    return value;
+    UNROLL for (int n = 0; n < N; n++) {
+        value[n] = parts[n * WARPS];
+        for (int i = 1; i < (int)blockDim.x / TEAM_WARP; i++)
+            value[n] = join(n, value[n], parts[n * WARPS + i]);
+    }
 }
 
 __device__ inline double block_max(double value) {
-    return block_reduce(value, [](double a, double b) { return a > b ? a : b; });
-}
-
-__device__ inline double block_sum(double value) {
-    return block_reduce(value, [](double a, double b) { return a + b; });
+    double one[1] = {value};
+    block_reduce(one, [](int, double a, double b) { return a > b ? a : b; });
+    return one[0];
 }
 
 /* ---- 0. the start ------------------------------------------------------------------------------- */
@@ -308,32 +310,29 @@ __device__ void propagate(const newton_view<TEAM> &v, const newton_sample &now) 
 /* What the propagation was, and how far it has got. */
 template <bool BACKWARD, class TEAM> __device__ void count(const newton_view<TEAM> &v, newton_sample *mine) {
     const newton_pass &p = *v.p;
-    double largest = 0, rounding = 0, first = (double)(p.S - 1), tangents = 0, all = 0;
+    enum { LARGEST, ROUNDING, EQUAL, TANGENTS, ALL, TALLIES }; /* EQUAL: minus the first k that is not */
+    double tally[TALLIES] = {0, 0, -(double)(p.S - 1), 0, 0};
     for (int64_t k = threadIdx.x; k < p.S; k += blockDim.x) {
-        if (v.a.size[k] < INFINITY && v.a.size[k] > largest) largest = v.a.size[k];
+        if (v.a.size[k] < INFINITY) tally[LARGEST] = fmax(tally[LARGEST], v.a.size[k]);
         if (k == p.S - 1) break;
-        rounding = fmax(rounding, v.a.ratio[k]);
-        if (v.a.unequal[k] && (double)k < first) first = (double)k;
+        tally[ROUNDING] = fmax(tally[ROUNDING], v.a.ratio[k]);
+        if (v.a.unequal[k]) tally[EQUAL] = fmax(tally[EQUAL], -(double)k);
         if (!mine->refresh || k <= mine->exact) continue;
         const double own = (double)(steps_from<BACKWARD>(p, k) - steps_from<BACKWARD>(p, k + 1));
-        all += own;
-        if (v.a.stale[k]) tangents += own;
+        tally[ALL] += own;
+        if (v.a.stale[k]) tally[TANGENTS] += own;
     }
-    largest = block_max(largest);
-    rounding = block_max(rounding);
-    first = -block_max(-first);
-    tangents = block_sum(tangents);
-    all = block_sum(all);
+    block_reduce(tally, [](int n, double a, double b) { return n >= TANGENTS ? a + b : a > b ? a : b; });
     __syncthreads(); /* all have read mine */
     if (threadIdx.x == 0) {
         mine->sweeps++;
         mine->flops += (double)steps_from<BACKWARD>(p, mine->exact) * p.step_flops;
-        if (mine->refresh && all > 0) mine->tangent_sweeps += tangents / all;
-        if (mine->refresh) mine->flops += tangents * (double)p.chain.w * p.step_flops;
+        if (mine->refresh && tally[ALL] > 0) mine->tangent_sweeps += tally[TANGENTS] / tally[ALL];
+        if (mine->refresh) mine->flops += tally[TANGENTS] * (double)p.chain.w * p.step_flops;
         mine->has_P = mine->has_P || mine->refresh;
-        mine->largest = largest;
-        mine->rounding = rounding;
-        mine->exact = dpcr_min((int64_t)first + 1, p.S - 1);
+        mine->largest = tally[LARGEST];
+        mine->rounding = tally[ROUNDING];
+        mine->exact = dpcr_min((int64_t)-tally[EQUAL] + 1, p.S - 1);
     }
     __syncthreads();
 }
@@ -602,14 +601,15 @@ template <bool BACKWARD, class TEAM>
 __device__ void judge(const newton_view<TEAM> &v, newton_sample *mine, int64_t sweep) {
     const newton_pass &p = *v.p;
     const bool dense = p.options.structure == DPCR_P_DENSE;
-    double guarded = 0, most = 0, due = 0;
+    enum { GUARDED, MOST };
+    double seen[2] = {0, 0}, due = 0;
     __syncthreads(); /* moved and guarded are there */
     for (int64_t k = threadIdx.x; k < p.S; k += blockDim.x) {
-        if (v.a.guarded[k]) guarded = 1;
-        if (k > mine->exact && k < p.S - 1) most = fmax(most, (double)v.a.moved[k]);
+        if (v.a.guarded[k]) seen[GUARDED] = 1;
+        if (k > mine->exact && k < p.S - 1) seen[MOST] = fmax(seen[MOST], (double)v.a.moved[k]);
     }
-    guarded = block_max(guarded);
-    most = block_max(most);
+    block_reduce(seen, [](int, double a, double b) { return a > b ? a : b; });
+    const double most = seen[MOST];
     const double q = mine->error, gain = q / mine->before;
     const double rho = fmin(gain > kFastest ? gain : kFastest, kSlowest);
     const bool predicted = dense ? sweep > 2 && (q * rho / (1 - rho) <= p.options.rtol || is_right(v, *mine))
@@ -617,7 +617,7 @@ __device__ void judge(const newton_view<TEAM> &v, newton_sample *mine, int64_t s
     const bool solved = BACKWARD && dense && q < INFINITY; /* of a linear problem by its own P */
     const bool exact = mine->exact == p.S - 1;             /* all starts are, now */
     const bool floor = dense && mine->rounding <= 2 * newton_constants<typename TEAM::T>::epsilon;
-    const bool candidate = floor || exact || (guarded == 0 && (predicted || solved));
+    const bool candidate = floor || exact || (seen[GUARDED] == 0 && (predicted || solved));
     const bool all = !mine->has_P || p.options.refresh == DPCR_ALWAYS;
     const bool poor = !(gain <= kSlow) && !(q <= kSmall * newton_constants<typename TEAM::T>::epsilon);
     const bool wanted = dense && !candidate && !BACKWARD && (all || poor);

@@ -46,20 +46,30 @@ struct checkpoint {
     int64_t c, step;
 };
 
+/* Steps first..last-1 by the slots; a simple chain in runs that end where a checkpoint is due. */
 template <class TEAM>
 __device__ void walk_chunk(const TEAM &at, const sequential_pass &pass, int64_t s, int64_t first,
                            int64_t last, bool walks, const typename TEAM::T *slots, checkpoint *mark,
                            typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const dpcr_chain &chain = pass.chain;
-    for (int64_t l = first; l < last; l++) {
+    const bool simple = is_simple(chain);
+    for (int64_t l = first, end; l < last; l = end) {
+        end = simple ? last : l + 1;
         if (pass.checkpoints && l == mark->step) {
             if (walks) store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.checkpoints, mark->c, s));
             mark->step = dpcr_edge(++mark->c, chain.L, pass.checkpoint_count);
         }
-        step_forward(at, chain, parameters_in<TEAM>(pass.slot, slots + (l - first) * pass.slot.size), walks,
-                     z);
-        if (walks && pass.states) store_rows(at, (int)chain.w, z, state_row<T>(chain, pass.states, l, s));
+        if (pass.checkpoints) end = dpcr_min(end, dpcr_max(mark->step, l + 1));
+        const step_parameters<T> p = parameters_in<TEAM>(pass.slot, slots + (l - first) * pass.slot.size);
+        T *states = walks && pass.states ? state_row<T>(chain, pass.states, l, s) : NULL;
+        if (simple) {
+            walk_simple(at, chain, {p.W1, p.b1, pass.slot.size, pass.slot.size},
+                        {walks ? end - l : 0, end - l, states, chain.B * chain.w}, z);
+        } else {
+            step_forward(at, chain, p, walks, z);
+            if (states) store_rows(at, (int)chain.w, z, states);
+        }
     }
 }
 
@@ -127,6 +137,17 @@ __device__ void walk_chunk_back(const TEAM &at, const sequential_pass &pass, int
     const dpcr_chain &chain = pass.chain;
     const int w = (int)chain.w;
     const T *states = buffer + pass.chunk * pass.slot.size + s % pass.tile * w;
+    if (is_plain(chain)) {
+        const int64_t l = last - 1, width = saved_size(chain);
+        const step_parameters<T> p = parameters_in<TEAM>(pass.slot, buffer + (l - first) * pass.slot.size);
+        T *saved = (T *)pass.arrays.saved + ((l - pass.arrays.first) * chain.B + s) * width;
+        walk_back_simple(at, chain, {p.W1, p.b1, pass.slot.size, pass.slot.size},
+                         {walks ? last - first : 0, last - first, states + (l - first) * pass.beside,
+                          pass.arrays.gstates ? state_row<T>(chain, pass.arrays.gstates, l, s) : NULL,
+                          pass.arrays.saved ? saved : NULL, pass.beside, chain.B * chain.w, chain.B * width},
+                         g);
+        return;
+    }
     for (int64_t l = last - 1; l >= first; l--) {
         T z[TEAM::ROWS], extra[TEAM::ROWS], *saved = NULL;
         load_rows(at, w, walks ? states + (l - first) * pass.beside : NULL, z);
