@@ -50,8 +50,10 @@ FEWEST_THREADS = math.ceil(MARGIN * (_ASSUMED_SWEEPS + 2) / 3)
 SHORTEST = (4, 6)
 #: the work of a step, B w h, from which PyTorch's matrix products are as fast;
 WORK = (2**24, 2**23)
-#: on CUDA, not measured: about where a step takes as long as its launches do.
+#: on CUDA, not measured: about where a step takes as long as its launches do; and the largest
+#: weight that one multiprocessor, which a sample has to itself, reads as fast.
 CUDA_WORK = (2**22, 2**22)
+CUDA_WIDEST = 2**18
 #: elements of a weight: the most that are worth stacking anew in every call (w = 64 gains 1.2 to
 #: 3.5 times, w = 128 loses up to 2.6 times),
 WIDEST_PACKED = 2**13
@@ -108,46 +110,61 @@ def cost(problem: Problem, segments: int, sweeps: Sweeps) -> float:
 
 
 class CudaRow(NamedTuple):
-    """Up to a width: at most so many segments, of at least so many steps; more samples than that
-    fill the device by themselves, with one segment."""
+    """Up to a width: so many segments (of at least SHORTEST_SEGMENT steps) for chains that are long
+    enough; more samples than that fill the device by themselves, with one segment."""
 
     width: int
+    length: int
     segments: int
-    steps: int
     batch: int
 
 
-#: None of these is measured; they are estimates for an H100.  Chains, by the width of a state.
-CUDA_CHAINS = (CudaRow(4, 128, 4, 512), CudaRow(8, 64, 8, 64), CudaRow(16, 32, 16, 30))
-#: The linear recurrence, which takes one pass: dense blocks, by width;
-CUDA_DENSE = (CudaRow(4, 1024, 4, 1024), CudaRow(8, 256, 8, 128), CudaRow(16, 128, 8, 64))
+#: Measured on an H200 (`benchmarks/gpu.py --tune`: L = 1024, Linear and tanh).  A sweep costs
+#: 15 to 50 us besides its steps, and their number is not known before; one segment takes 160 us
+#: (w = 2, 4), 200, 240 and 390 us (w = 8, 16, 32).  So a short forward pass is one segment, though
+#: an easy one of w <= 4 would gain 1.3 times; longer ones are extrapolated.
+CUDA_CHAINS = (
+    CudaRow(4, 2048, 128, 128),
+    CudaRow(8, 4096, 64, 16),
+    CudaRow(16, 8192, 64, 16),
+)
+#: The backward pass is linear: two sweeps, whatever the chain.  Gains at w = 2, 4, 8, 16: 5, 2.7,
+#: 2.3 and 1.7 times.
+CUDA_BACK = (
+    CudaRow(4, 256, 256, 128),
+    CudaRow(8, 256, 128, 16),
+    CudaRow(16, 512, 32, 16),
+)
+#: The linear recurrence, which takes one pass (not measured yet): dense blocks, by width;
+CUDA_DENSE = (CudaRow(4, 64, 1024, 1024), CudaRow(8, 64, 256, 128), CudaRow(16, 64, 128, 64))
 #: others, whose elements are independent: batch stands for B w.
-CUDA_ELEMENTWISE = (CudaRow(2**62, 1024, 8, 2**14),)
-#: Shorter ones are one segment.
-CUDA_SHORTEST = 64
-#: Segments of the backward pass of a chain, which is linear: one solve, for each of forward's.
-CUDA_BACK = 2
+CUDA_ELEMENTWISE = (CudaRow(2**62, 64, 1024, 2**14),)
+SHORTEST_SEGMENT = 4
 #: So many sweeps cost about one pass of one segment: the most that a bad guess may waste.
 CUDA_SWEEPS = 3  # segments for each sweep
 
 
 def cuda_segments(table: tuple[CudaRow, ...], length: int, batch: int, width: int) -> int:
-    if length < CUDA_SHORTEST:
-        return 1
     for row in table:
         if width <= row.width:
-            return 1 if batch > row.batch else min(row.segments, length // row.steps)
+            few = batch > row.batch or length < row.length
+            return 1 if few else min(row.segments, length // SHORTEST_SEGMENT)
     return 1
 
 
-def cuda_choice(length: int, batch: int, width: int) -> Choice:
-    """For a chain.  The sentence has no sizes of the input: `torch.compile` keeps those open."""
-    segments = cuda_segments(CUDA_CHAINS, length, batch, width)
+def cuda_choice(length: int, batch: int, width: int, dense: bool = True) -> Choice:
+    """For a chain.  The sentence has no sizes of the input: `torch.compile` keeps those open.
+
+    dense: P is the product of Jacobians; what other structures gain has not been measured.
+    """
+    segments = cuda_segments(CUDA_CHAINS, length, batch, width) if dense else 1
+    back = cuda_segments(CUDA_BACK, length, batch, width) if dense else 1
     if segments == 1:
-        return Choice(1, None, "segments=1: CUDA, a short chain, wide states or a large batch")
+        why = "segments=1: CUDA, a chain that one pass is done with before a few sweeps would be"
+        return Choice(1, None, why, back)
     limit = max(4, min(40, segments // CUDA_SWEEPS))
     why = f"segments={segments}, at most {limit} sweeps: CUDA, a long chain of narrow states"
-    return Choice(segments, limit, why, min(CUDA_BACK * segments, length))
+    return Choice(segments, limit, why, back)
 
 
 def cuda_recurrence(length: int, batch: int, width: int, blocks: str) -> int:
@@ -165,6 +182,8 @@ def native_pays(
     modules can only use as views: training then costs the loop more than it costs the operator.
     """
     if length < SHORTEST[gradients]:
+        return False
+    if cuda and elements > CUDA_WIDEST:
         return False
     if cuda:
         return batch * elements < CUDA_WORK[gradients]

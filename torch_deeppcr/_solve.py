@@ -128,7 +128,7 @@ def _choose(
     if state.device.type == "cuda" and _chain.native(state):
         if solver.on_unconverged != "sequential":
             return None, _WATCHED
-        choice = cuda_choice(length, *state.shape)
+        choice = cuda_choice(length, *state.shape, structure == "dense")
         if solver.max_sweeps is not None:
             choice = choice._replace(max_sweeps=solver.max_sweeps)
         return None, choice

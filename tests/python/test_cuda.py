@@ -347,7 +347,13 @@ def test_samples_do_not_mix_and_bits_repeat(segments: int, device: torch.device)
 
 
 def test_auto_is_the_table(device: torch.device) -> None:
-    for length, batch, width in ((1024, 1, 4), (1024, 2, 16), (1024, 2, 17), (32, 1, 4)):
+    for length, batch, width in (
+        (4096, 1, 4),
+        (1024, 1, 4),
+        (8192, 2, 16),
+        (1024, 2, 17),
+        (32, 1, 4),
+    ):
         net = dpcr.nn.MLPChain(width, length, device=device)
         x = torch.randn(batch, width, device=device)
         z, info = net(x, return_info=True)

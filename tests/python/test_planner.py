@@ -278,26 +278,36 @@ def test_training_with_a_plan() -> None:
 # ---- CUDA: a table ------------------------------------------------------------------------------
 
 
-def test_rows_of_the_cuda_table() -> None:
-    rows = _planner.CUDA_CHAINS
+@pytest.mark.parametrize("rows", [_planner.CUDA_CHAINS, _planner.CUDA_BACK, _planner.CUDA_DENSE])
+def test_rows_of_the_cuda_tables(rows: tuple[_planner.CudaRow, ...]) -> None:
     for row in rows:
         for width in {row.width, row.width - 1}:
-            assert _planner.cuda_segments(rows, 4096, row.batch, width) == row.segments
-            assert _planner.cuda_segments(rows, 4096, row.batch + 1, width) == 1
-        assert _planner.cuda_segments(rows, 64, 1, row.width) == 64 // row.steps
-    assert _planner.cuda_segments(rows, 63, 1, 1) == 1
-    assert _planner.cuda_segments(rows, 4096, 1, rows[-1].width + 1) == 1
+            assert _planner.cuda_segments(rows, 2**14, row.batch, width) == row.segments
+            assert _planner.cuda_segments(rows, 2**14, row.batch + 1, width) == 1
+            assert _planner.cuda_segments(rows, row.length - 1, 1, width) == 1
+        shortest = _planner.cuda_segments(rows, row.length, 1, row.width)
+        assert shortest == min(row.segments, row.length // _planner.SHORTEST_SEGMENT)
+    assert _planner.cuda_segments(rows, 2**14, 1, rows[-1].width + 1) == 1
+
+
+def test_recurrences_on_cuda() -> None:
     assert _planner.cuda_recurrence(4096, 1, 4, "dense") == 1024
     assert _planner.cuda_recurrence(4096, 2**12, 5, "diagonal") == 1
-    assert _planner.cuda_recurrence(4096, 2**12, 4, "diagonal") == 512
+    assert _planner.cuda_recurrence(4096, 2**12, 4, "diagonal") == 1024
 
 
-def test_cuda_bounds_sweeps_and_cuts_backward_finer() -> None:
+def test_chains_on_cuda() -> None:
+    """Backward, which is linear, is cut where forward is not; sweeps have a limit."""
     choice = _planner.cuda_choice(1024, 1, 4)
+    assert (choice.segments, choice.back, choice.max_sweeps) == (1, 256, None)
+    choice = _planner.cuda_choice(4096, 1, 4)
     assert (choice.segments, choice.back, choice.max_sweeps) == (128, 256, 40)
-    choice = _planner.cuda_choice(64, 1, 16)
-    assert (choice.segments, choice.back, choice.max_sweeps) == (4, 8, 4)
-    assert _planner.cuda_choice(1024, 1, 17) == (1, None, _planner.cuda_choice(9, 1, 1).why, 0)
+    choice = _planner.cuda_choice(16384, 1, 8)
+    assert (choice.segments, choice.back, choice.max_sweeps) == (64, 128, 21)
+    one = _planner.cuda_choice(9, 1, 1)
+    assert (one.segments, one.back, one.max_sweeps) == (1, 1, None)
+    assert _planner.cuda_choice(1024, 1, 17) == one
+    assert _planner.cuda_choice(4096, 1, 4, dense=False) == one
 
 
 def test_backward_has_segments_of_its_own_where_states_are_kept() -> None:
@@ -322,7 +332,8 @@ def test_backward_has_segments_of_its_own_where_states_are_kept() -> None:
 
 
 def test_modules_on_cuda_have_a_limit_of_their_own() -> None:
-    small, large = 2**10, _planner.CUDA_WORK[0]
+    small, large = 2**10, 2**12
     assert _planner.native_pays(100, small, 1, False, False, cuda=True)
-    assert not _planner.native_pays(100, large, 1, False, True, cuda=True)
+    assert not _planner.native_pays(100, large, 2**10, False, True, cuda=True)
     assert not _planner.native_pays(3, small, 1, False, True, cuda=True)
+    assert not _planner.native_pays(100, _planner.CUDA_WIDEST + 1, 1, False, True, cuda=True)
