@@ -72,7 +72,7 @@ bench: $(done)/package $(done)/bench ## verify, then time against everybody, and
 
 # ---- tests ------------------------------------------------------------------------------------------------
 
-test: $(if $(SAN),test-asan test-tsan,test-c test-example test-python) ## all tests; with SAN=1 the C tests under sanitizers
+test: $(if $(SAN),test-asan test-tsan,test-c test-example test-cuda test-python) ## all tests; with SAN=1 the C tests under sanitizers
 
 test-c: $(done)/tools
 	cmake --preset dev
@@ -100,9 +100,14 @@ test-asan test-tsan: test-%: $(done)/tools
 
 # From scratch: what a kernel uses is told only when it is compiled.
 cuda: $(done)/tools ## compile the CUDA kernels for all architectures and list what each uses; a hot one must not spill
-	cmake --preset cuda
+	cmake --preset cuda $(if $(CUDA_ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES),-UCMAKE_CUDA_ARCHITECTURES)
 	cmake --build --preset cuda --clean-first >build/cuda/build.log || { cat build/cuda/build.log; exit 1; }
 	$(py) .ci/kernels.py build/cuda/build.log
+
+# For one architecture, where there is a compiler; all four of them take four times as long.
+test-cuda:
+	if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory cuda CUDA_ARCHITECTURES=90-real; \
+	else echo "SKIPPED the CUDA library: no nvcc"; fi
 
 # ---- before a change goes in ------------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ format: $(done)/lint ## let the formatters rewrite the files
 	clang-format -i $(c_files)
 
 abi: $(done)/lint ## build both products as users do, then look inside: stable ABI, dependencies, paths
-	cmake --preset release
+	cmake --preset release -DDEEPPCR_CUDA=OFF
 	cmake --build --preset release
 	$(py) .ci/abi.py
 
