@@ -12,8 +12,8 @@ from pathlib import Path
 
 # Run once over little, or only where a sample is recomputed. Every other kernel is hot.
 COLD = {"clear_kernel", "repair_kernel", "start_gradient_kernel", "wide_damping_kernel"}
-# Newton in double precision, and of 32 floats a lane, is more than a thread's registers hold.
-LARGE = re.compile(r"newton_kernel<team<(double|float, 32)")
+# Products of Jacobians in double precision, or of 32 columns, are more than registers hold.
+LARGE = re.compile(r"(newton|propagate)_kernel<team<(double|float, 32)")
 
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\w+)'.*?"
