@@ -128,7 +128,8 @@ def _choose(
     if state.device.type == "cuda" and _chain.native(state):
         if solver.on_unconverged != "sequential":
             return None, _WATCHED
-        choice = cuda_choice(length, *state.shape, structure == "dense")
+        batch, width = state.shape
+        choice = cuda_choice(length, batch, width, dense=structure == "dense")
         if solver.max_sweeps is not None:
             choice = choice._replace(max_sweeps=solver.max_sweeps)
         return None, choice

@@ -320,13 +320,13 @@ static dpcr_status check_arrays(const dpcr_chain *chain, const dpcr_pullback *pa
     return DPCR_OK;
 }
 
-static dpcr_status run_on_device(const struct backward *b, const dpcr_plan *plan, dpcr_buffer workspace) {
-    const struct chain_solver *device = b->exec.device->chains;
+static dpcr_status run_on_device(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
+                                 const dpcr_plan *plan, const dpcr_newton *options, dpcr_buffer workspace) {
+    const struct chain_solver *device = exec.device->chains;
     size_t bytes = 0;
-    if (!dpcr_no_states(b->chain))
-        RETURN_IF(device->backward(b->exec, b->chain, b->arrays, plan, &b->options, NULL, &bytes));
+    if (!dpcr_no_states(chain)) RETURN_IF(device->backward(exec, chain, pass, plan, options, NULL, &bytes));
     RETURN_IF(dpcr_check_workspace(workspace, bytes));
-    return device->backward(b->exec, b->chain, b->arrays, plan, &b->options, workspace.data, NULL);
+    return device->backward(exec, chain, pass, plan, options, workspace.data, NULL);
 }
 
 dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *pass,
@@ -335,7 +335,7 @@ dpcr_status dpcr_chain_backward(dpcr_exec exec, const dpcr_chain *chain, const d
     RETURN_IF(prepare(exec, chain, pass, plan, &b));
     RETURN_IF(dpcr_check_parameters(chain));
     RETURN_IF(check_arrays(chain, pass));
-    if (exec.device->chains) return run_on_device(&b, plan, workspace);
+    if (exec.device->chains) return run_on_device(exec, chain, pass, plan, &b.options, workspace);
     if (pass->report) memset(pass->report, 0, (size_t)(DPCR_REPORT * chain->B) * sizeof *pass->report);
     if (dpcr_no_states(chain)) {
         clear_gradients(chain, pass, true); /* without samples or width */

@@ -132,15 +132,14 @@ static dpcr_status check_arrays(const dpcr_chain *chain, const dpcr_solution *so
     return DPCR_OK;
 }
 
-static dpcr_status solve_on_device(const struct solve *solve, const dpcr_plan *plan, dpcr_buffer workspace) {
-    const struct chain_solver *device = solve->exec.device->chains;
+static dpcr_status solve_on_device(dpcr_exec exec, const dpcr_chain *chain, const dpcr_solution *solution,
+                                   const dpcr_plan *plan, const dpcr_newton *options, dpcr_buffer workspace) {
+    const struct chain_solver *device = exec.device->chains;
     size_t bytes = 0;
-    if (!dpcr_no_states(solve->chain) && solve->chain->L > 0)
-        RETURN_IF(
-            device->solve(solve->exec, solve->chain, solve->solution, plan, &solve->options, NULL, &bytes));
+    if (!dpcr_no_states(chain) && chain->L > 0)
+        RETURN_IF(device->solve(exec, chain, solution, plan, options, NULL, &bytes));
     RETURN_IF(dpcr_check_workspace(workspace, bytes));
-    return device->solve(solve->exec, solve->chain, solve->solution, plan, &solve->options, workspace.data,
-                         NULL);
+    return device->solve(exec, chain, solution, plan, options, workspace.data, NULL);
 }
 
 /* Fewer threads, then fewer samples at a time (a multiple of the kernels' tile where it can be) until the
@@ -211,7 +210,7 @@ dpcr_status dpcr_chain_solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr
     RETURN_IF(prepare(exec, chain, solution, plan, &solve));
     RETURN_IF(dpcr_check_parameters(chain));
     RETURN_IF(check_arrays(chain, solution));
-    if (exec.device->chains) return solve_on_device(&solve, plan, workspace);
+    if (exec.device->chains) return solve_on_device(exec, chain, solution, plan, &solve.options, workspace);
     if (solution->report)
         memset(solution->report, 0, (size_t)(DPCR_REPORT * chain->B) * sizeof *solution->report);
     if (dpcr_no_states(chain)) return DPCR_OK;

@@ -19,7 +19,9 @@
 enum {
     COST = REDUCED ? 100000 : 3000000,
     BENT = 200000,
-    KEEP = REDUCED > 1 ? 17 : REDUCED ? 4 : 1, /* one row in KEEP; no factor of what they are drawn by */
+    KEEP = REDUCED > 1 ? 17
+    : REDUCED          ? 4
+                       : 1, /* one row in KEEP; no factor of what they are drawn by */
     CAPACITY = 2048,
     DRAWS = 10
 };

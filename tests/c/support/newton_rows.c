@@ -15,7 +15,14 @@
 #include <stdio.h>
 
 /* Multiply-adds of a sweep at most: where the shape is drawn, and where half of it is given. */
-enum { COST = REDUCED ? 50000 : 200000, LARGE = 1000000, KEEP = REDUCED > 1 ? 13 : REDUCED ? 4 : 1, CAPACITY = 1024 };
+enum {
+    COST = REDUCED ? 50000 : 200000,
+    LARGE = 1000000,
+    KEEP = REDUCED > 1 ? 13
+    : REDUCED          ? 4
+                       : 1,
+    CAPACITY = 1024
+};
 
 #define COUNT(table) ((int64_t)(sizeof(table) / sizeof((table)[0])))
 
