@@ -140,8 +140,9 @@ CUDA_DENSE = (CudaRow(4, 64, 1024, 1024), CudaRow(8, 64, 256, 128), CudaRow(16, 
 #: others, whose elements are independent: batch stands for B w.
 CUDA_ELEMENTWISE = (CudaRow(2**62, 64, 1024, 2**14),)
 SHORTEST_SEGMENT = 4
-#: So many sweeps cost about one pass of one segment: the most that a bad guess may waste.
-CUDA_SWEEPS = 3  # segments for each sweep
+#: Sweeps at most, then the chain is walked: none of those measured needed more than 14, and so many
+#: cost about one walk of the shortest chain that the table cuts.
+CUDA_SWEEPS = 16
 
 
 def cuda_segments(table: tuple[CudaRow, ...], length: int, batch: int, width: int) -> int:
@@ -162,9 +163,8 @@ def cuda_choice(length: int, batch: int, width: int, dense: bool = True) -> Choi
     if segments == 1:
         why = "segments=1: CUDA, a chain that one pass is done with before a few sweeps would be"
         return Choice(1, None, why, back)
-    limit = max(4, min(40, segments // CUDA_SWEEPS))
-    why = f"segments={segments}, at most {limit} sweeps: CUDA, a long chain of narrow states"
-    return Choice(segments, limit, why, back)
+    why = f"segments={segments}, at most {CUDA_SWEEPS} sweeps: CUDA, a long chain of narrow states"
+    return Choice(segments, CUDA_SWEEPS, why, back)
 
 
 def cuda_recurrence(length: int, batch: int, width: int, blocks: str) -> int:

@@ -301,9 +301,9 @@ def test_chains_on_cuda() -> None:
     choice = _planner.cuda_choice(1024, 1, 4)
     assert (choice.segments, choice.back, choice.max_sweeps) == (1, 256, None)
     choice = _planner.cuda_choice(4096, 1, 4)
-    assert (choice.segments, choice.back, choice.max_sweeps) == (128, 256, 40)
+    assert (choice.segments, choice.back, choice.max_sweeps) == (128, 256, 16)
     choice = _planner.cuda_choice(16384, 1, 8)
-    assert (choice.segments, choice.back, choice.max_sweeps) == (64, 128, 21)
+    assert (choice.segments, choice.back, choice.max_sweeps) == (64, 128, 16)
     one = _planner.cuda_choice(9, 1, 1)
     assert (one.segments, one.back, one.max_sweeps) == (1, 1, None)
     assert _planner.cuda_choice(1024, 1, 17) == one
