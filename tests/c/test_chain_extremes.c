@@ -168,7 +168,7 @@ int main(void) {
     int count;
     const backend *list = backends(&count);
     for (int d = 0; d < count; d++)
-        for (int k = 0; k < CHAIN_FAMILIES * DPCR_ACTIVATIONS && list[d].device; k += REDUCED > 1 ? 7 : 1) {
+        for (int k = 0; k < CHAIN_FAMILIES * DPCR_ACTIVATIONS && list[d].device; k += REDUCED > 1 ? 19 : 1) {
             const chain_row row = row_of((dpcr_activation)(k / CHAIN_FAMILIES), k % CHAIN_FAMILIES, k + d);
             check_row(&row, DPCR_F32, &list[d]);
             check_row(&row, DPCR_F64, &list[d]);
