@@ -202,9 +202,9 @@ def test_the_recurrence_is_on_the_device_of_its_operands() -> None:
 @pytest.mark.usefixtures("fake_cuda")
 def test_auto_on_cuda_is_a_table() -> None:
     """Known to functions, too."""
-    weight = torch.empty(1024, 4, 4, device="cuda")
+    weight = torch.empty(4096, 4, 4, device="cuda")
     with Spy() as spy:
-        for batch in (2, 512, 513):
+        for batch in (2, 128, 129):
             dpcr.mlp_chain(torch.empty(batch, 4, device="cuda"), weight)
         dpcr.mlp_chain(torch.empty(2, 4, device="cuda"), weight, on_unconverged="ignore")
     assert [arguments[6] for arguments in spy.arguments("mlp")] == [128, 128, 1, 1]
