@@ -12,7 +12,7 @@ SAN ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env build demo bench test test-c test-example test-python test-asan test-tsan cuda lint format abi clean
+.PHONY: help env build demo bench test test-c test-example test-python test-asan test-tsan test-cuda cuda lint format abi clean
 .DELETE_ON_ERROR:
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -99,8 +99,8 @@ test-asan test-tsan: test-%: $(done)/tools
 	ctest --preset $*
 
 # From scratch: what a kernel uses is told only when it is compiled.
-cuda: $(done)/tools ## compile the CUDA kernels for all architectures and list what each uses; a hot one must not spill
-	cmake --preset cuda $(if $(CUDA_ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES),-UCMAKE_CUDA_ARCHITECTURES)
+cuda: $(done)/package ## compile the CUDA kernels for all architectures and list what each uses; a hot one must not spill
+	cmake --preset cuda -DPython_EXECUTABLE=$(abspath $(py)) $(if $(CUDA_ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES),-UCMAKE_CUDA_ARCHITECTURES)
 	cmake --build --preset cuda --clean-first >build/cuda/build.log || { cat build/cuda/build.log; exit 1; }
 	$(py) .ci/kernels.py build/cuda/build.log
 

@@ -29,7 +29,7 @@ import plots
 import torch
 from contenders import Contender, Run
 from page import CLAIMS, page
-from problems import FORWARD, KINDS, PASSES, Problem, error
+from problems import FORWARD, KINDS, PASSES, Problem, error, parse_size
 from record import OURS, Cell, Entry, Record, file_stem, setting
 from timing import in_turns, peak_memory
 
@@ -203,15 +203,8 @@ def measure(problem: Problem, everyone: Sequence[Contender], suite: Suite) -> Ce
 
 def parse_problem(text: str) -> list[Problem]:
     """KIND,LENGTH,WIDTH,BATCH: both passes."""
-    try:
-        kind, *numbers = text.split(",")
-        length, width, batch = map(int, numbers)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be KIND,L,W,B, not {text!r}") from None
-    if kind not in KINDS or min(length, width, batch) < 1:
-        listed = ", ".join(KINDS)
-        raise argparse.ArgumentTypeError(f"{text!r}: KIND is one of {listed}; L, W, B are >= 1")
-    return [Problem(kind, length, width, batch, run) for run in PASSES]
+    size = parse_size(text)
+    return [Problem(*size, run) for run in PASSES]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

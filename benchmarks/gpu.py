@@ -39,7 +39,7 @@ from contenders import Contender, Run
 from contenders._torch import captured
 from contenders.deeppcr import fixed
 from gpu_grid import size_of
-from problems import FORWARD, KINDS, TRAIN, Problem, error
+from problems import FORWARD, TRAIN, Problem, error, parse_size
 from record import OURS, Cell, Record, setting, slug
 from timing import EventTimer, Timer, WallTimer, peak_memory, turns
 
@@ -216,14 +216,7 @@ def run_all(
 
 def parse_problem(text: str) -> list[Problem]:
     """KIND,LENGTH,WIDTH,BATCH: all passes."""
-    try:
-        kind, *numbers = text.split(",")
-        length, width, batch = map(int, numbers)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be KIND,L,W,B, not {text!r}") from None
-    if kind not in KINDS or min(length, width, batch) < 1:
-        listed = ", ".join(KINDS)
-        raise argparse.ArgumentTypeError(f"{text!r}: KIND is one of {listed}; L, W, B are >= 1")
+    kind, length, width, batch = parse_size(text)
     runs = gpu_grid.passes(kind, length, batch, full=True)
     return [Problem(kind, length, width, batch, run) for run in runs]
 

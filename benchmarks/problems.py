@@ -9,6 +9,7 @@ numbers are drawn on the CPU from one seed, so that every device and contender h
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -231,6 +232,19 @@ KINDS = {
     "dense": Kind("recurrence, dense blocks", draw_dense, dense_loop),
     "diagonal": Kind("recurrence, diagonal blocks", draw_diagonal, diagonal_loop),
 }
+
+
+def parse_size(text: str) -> tuple[str, int, int, int]:
+    """KIND,LENGTH,WIDTH,BATCH of a command line."""
+    try:
+        kind, *numbers = text.split(",")
+        length, width, batch = map(int, numbers)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be KIND,L,W,B, not {text!r}") from None
+    if kind not in KINDS or min(length, width, batch) < 1:
+        listed = ", ".join(KINDS)
+        raise argparse.ArgumentTypeError(f"{text!r}: KIND is one of {listed}; L, W, B are >= 1")
+    return kind, length, width, batch
 
 
 @dataclass(frozen=True)

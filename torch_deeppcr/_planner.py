@@ -183,10 +183,8 @@ def native_pays(
     """
     if length < SHORTEST[gradients]:
         return False
-    if cuda and elements > CUDA_WIDEST:
-        return False
     if cuda:
-        return batch * elements < CUDA_WORK[gradients]
+        return elements <= CUDA_WIDEST and batch * elements < CUDA_WORK[gradients]
     if stacked and gradients:
         return True
     return (stacked or elements <= WIDEST_PACKED) and batch * elements < WORK[gradients]

@@ -70,8 +70,11 @@ struct chain_kernels {
                      void *y, void *d);
 };
 
-/* Elements per step of each parameter; 0: the step kind has no such parameter. */
-int64_t dpcr_parameter_size(const dpcr_chain *chain, dpcr_parameter parameter);
+/* Elements per step of each parameter; 0: the step kind has no such parameter.  Exported as dpcr_fail is. */
+#ifdef __cplusplus
+extern "C"
+#endif
+    DPCR_API int64_t dpcr_parameter_size(const dpcr_chain *chain, dpcr_parameter parameter);
 
 /* [DPCR_F32], [DPCR_F64] of each level */
 extern const struct chain_kernels dpcr_chain_generic[2], dpcr_chain_v3[2], dpcr_chain_v4[2];

@@ -118,6 +118,29 @@ void dpcr_newton_report(const struct newton *newton, double *report, int64_t B, 
 
 dpcr_status dpcr_check_newton(const dpcr_newton *options);
 
+/* ---- the rules' numbers, on every device ---------------------------------------------------- */
+
+#ifdef __cplusplus
+#define NEWTON_RULE static constexpr /* kernels read it */
+#else
+#define NEWTON_RULE static const
+#endif
+
+/* Starts further out than this many times the largest end are not believed: 2 cost sweeps on chains that
+ * converge, 10 none. */
+NEWTON_RULE double kNewtonGuard = 10;
+/* A sweep that leaves more than this share of the error asks for a new P, while there is error enough. */
+NEWTON_RULE double kNewtonSlow = 0.25, kNewtonSmall = 1e3;
+/* and only of the segments whose start has moved by more than this since their last. */
+NEWTON_RULE float kNewtonFar = 0.1F;
+/* Contraction from one sweep to the next, as far as it is believed: an error that fell by more has met its
+ * rounding, one that falls by less with a good P has too. */
+NEWTON_RULE double kNewtonFastest = 1e-3, kNewtonSlowest = 0.9;
+/* A sweep after which more than this share of the error is left has met it, too. */
+NEWTON_RULE double kNewtonStuck = 0.5;
+/* What the final walk may find in units of rtol, which is a prediction of it. */
+NEWTON_RULE double kNewtonSlack = 2;
+
 /* Sweeps at most.  By default 40: of the chains that converge at all few need more than 25, whatever their length. */
 static inline int64_t dpcr_sweep_limit(const dpcr_newton *options, int64_t S) {
     return options->max_sweeps < 0 ? dpcr_min(S, 40) : options->max_sweeps;

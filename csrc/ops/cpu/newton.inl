@@ -4,21 +4,6 @@
  * then d, is element k + 1 of the linear system, as P_k is.
  */
 
-/* Starts further out than this many times the largest end are not believed: 2 cost sweeps on chains that
- * converge, 10 none. */
-static const double FN(guard) = 10;
-/* A sweep that leaves more than this share of the error asks for a new P, while there is error enough. */
-static const double FN(slow) = 0.25, FN(small) = 1e3;
-/* and only of the segments whose start has moved by more than this since their last. */
-static const float FN(far) = 0.1F;
-/* Contraction from one sweep to the next, as far as it is believed: an error that fell by more has met its
- * rounding, one that falls by less with a good P has too. */
-static const double FN(fastest) = 1e-3, FN(slowest) = 0.9;
-/* A sweep after which more than this share of the error is left has met it, too. */
-static const double FN(stuck) = 0.5;
-/* What the final walk may find in units of rtol, which is a prediction of it. */
-static const double FN(slack) = 2;
-
 static const double FN(epsilon) = sizeof(REAL) == sizeof(float) ? FLT_EPSILON : DBL_EPSILON;
 /* Below it there are denormals. */
 static const double FN(tiny) = sizeof(REAL) == sizeof(float) ? 1e-37 : 1e-307;
@@ -150,7 +135,7 @@ static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
             continue;
         }
         for (int64_t i = 0; i < w; i++) r[i] = e[i] - next[i];
-        if (sample->rounding <= FN(slack) * n->options.rtol)
+        if (sample->rounding <= kNewtonSlack * n->options.rtol)
             sample->rounding = fmax(sample->rounding, FN(relative_residual)(n, k, s, FN(norm)(w, r)));
     }
     sample->exact = dpcr_min(equal + 1, n->S - 1);
@@ -183,10 +168,10 @@ static double FN(relative_error)(const struct newton *n, int64_t s, REAL *sum) {
 /* The error that is left is small; or it is rounding's, carried far, and no sweep makes it smaller.  Without
  * a true P, q is a guess: every r must be rounding, too, and q what roundings add up to. */
 static bool FN(is_right)(const struct newton *n, const struct newton_sample *sample) {
-    const double rtol = n->options.rtol, slack = FN(slack) * rtol, q = sample->error, r = sample->rounding;
+    const double rtol = n->options.rtol, slack = kNewtonSlack * rtol, q = sample->error, r = sample->rounding;
     if (n->options.structure != DPCR_P_DENSE)
         return r <= rtol / 2 && q <= slack * fmax(1, sqrt((double)n->S) / 8);
-    const bool stuck = q >= FN(stuck) * sample->before || r <= 2 * FN(epsilon);
+    const bool stuck = q >= kNewtonStuck * sample->before || r <= 2 * FN(epsilon);
     return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
 
@@ -265,7 +250,7 @@ static bool FN(next_start)(const struct newton *n, int64_t k, int64_t s, REAL *n
         FN(matvec)(w, w, &(struct FN(matrix)){FN(P_of)(n, k, s), w, 1}, d, e, next);
     else if (n->free == DPCR_P_IDENTITY)
         for (int64_t i = 0; i < w; i++) next[i] += d[i];
-    if (FN(norm)(w, next) <= FN(guard) * sample->largest) return true;
+    if (FN(norm)(w, next) <= kNewtonGuard * sample->largest) return true;
     memcpy(next, e, (size_t)w * sizeof(REAL));
     return false;
 }
@@ -310,12 +295,12 @@ static void FN(plan_refresh)(const struct newton *n, int64_t s, double gain) {
     sample->refresh = false;
     if (n->options.structure != DPCR_P_DENSE) return;
     const bool all = !sample->has_P || n->options.refresh == DPCR_ALWAYS;
-    const bool poor = !(gain <= FN(slow)) && !(sample->error <= FN(small) * FN(epsilon));
+    const bool poor = !(gain <= kNewtonSlow) && !(sample->error <= kNewtonSmall * FN(epsilon));
     const bool wanted = sample->phase == NEWTON_SWEEPING && !n->once && (all || poor);
     float most = 0;
     for (int64_t k = sample->exact + 1; k < n->S - 1; k++)
         most = n->moved[k * n->B + s] > most ? n->moved[k * n->B + s] : most;
-    const float far = FN(far) * (most < 1 ? most : 1);
+    const float far = kNewtonFar * (most < 1 ? most : 1);
     for (int64_t k = 0; k < n->S - 1; k++) {
         const bool inexact = k > sample->exact;
         n->stale[k * n->B + s] = wanted && (all || (inexact && n->moved[k * n->B + s] > far));
@@ -332,7 +317,7 @@ static void FN(judge_task)(const void *argument, int64_t s, void *memory) {
     bool guarded = false;
     for (int64_t k = 1; k < n->S; k++) guarded = guarded || n->guarded[k * n->B + s];
     const double q = sample->error, gain = q / sample->before;
-    const double rho = fmin(gain > FN(fastest) ? gain : FN(fastest), FN(slowest));
+    const double rho = fmin(gain > kNewtonFastest ? gain : kNewtonFastest, kNewtonSlowest);
     const bool predicted =
         dense ? n->sweep > 2 && (q * rho / (1 - rho) <= n->options.rtol || FN(is_right)(n, sample))
               : FN(is_right)(n, sample);

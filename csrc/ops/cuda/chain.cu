@@ -206,11 +206,8 @@ static bool is_frozen(const dpcr_pullback *arrays, int64_t l) {
 /* Rows of zeros: gradients that are empty sums. */
 static dpcr_status clear_rows(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
                               int64_t first, int64_t last) {
-    const dpcr_chain c = canonical(chain);
-    const int64_t M = chain->step == DPCR_RESIDUAL ? 1 : c.layers, w = chain->w, h = chain->h;
-    const int64_t sizes[DPCR_PARAMETERS] = {M * h * w, M * h, w * h, w, M * w, M * w};
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
-        const size_t row = (size_t)sizes[i] * dpcr_size_of(chain->dtype);
+        const size_t row = (size_t)dpcr_parameter_size(chain, (dpcr_parameter)i) * dpcr_size_of(chain->dtype);
         char *gradient = (char *)arrays->gparameter[i];
         if (gradient) RETURN_IF(fill(exec, gradient + (size_t)first * row, (size_t)(last - first) * row));
     }

@@ -12,7 +12,7 @@
  *              products (kept while P is), every group again from its start; 3 sqrt(S) products with a vector deep,
  *              where cyclic reduction would multiply matrices
  *
- * What is decided, and by which constants, is ops/cpu/newton.inl's; the names are the same.
+ * What is decided is ops/cpu/newton.inl's, function by function; the numbers are newton.h's.
  */
 #ifndef DEEPPCR_OPS_CUDA_NEWTON_H
 #define DEEPPCR_OPS_CUDA_NEWTON_H
@@ -87,7 +87,7 @@ template <class TEAM> struct newton_view {
 #define NEWTON_VIEW template <class TEAM> __device__
 typedef struct newton_sample newton_sample;
 
-/* ---- constants of ops/cpu/newton.inl ------------------------------------------------------------- */
+/* ---- numbers of a dtype ------------------------------------------------------------------------- */
 
 template <class T> struct newton_constants;
 template <> struct newton_constants<float> {
@@ -96,10 +96,6 @@ template <> struct newton_constants<float> {
 template <> struct newton_constants<double> {
     static constexpr double epsilon = 2.220446049250313e-16, tiny = 1e-307;
 };
-static constexpr double kGuard = 10, kSlow = 0.25, kSmall = 1e3, kFastest = 1e-3, kSlowest = 0.9,
-                        kStuck = 0.5, kSlack = 2;
-static constexpr float kFar = 0.1F;
-
 /* ---- rows --------------------------------------------------------------------------------------- */
 
 NEWTON_VIEW typename TEAM::T *row_at(const newton_view<TEAM> &v, void *rows, int64_t k) {
@@ -496,10 +492,11 @@ NEWTON_VIEW double relative_error(const newton_view<TEAM> &v) {
 }
 
 NEWTON_VIEW bool is_right(const newton_view<TEAM> &v, const newton_sample &mine) {
-    const double rtol = v.p->options.rtol, slack = kSlack * rtol, q = mine.error, r = mine.rounding;
+    const double rtol = v.p->options.rtol, slack = kNewtonSlack * rtol, q = mine.error, r = mine.rounding;
     if (v.p->options.structure != DPCR_P_DENSE)
         return r <= rtol / 2 && q <= slack * fmax(1.0, sqrt((double)v.p->S) / 8);
-    const bool stuck = q >= kStuck * mine.before || r <= 2 * newton_constants<typename TEAM::T>::epsilon;
+    const bool stuck =
+        q >= kNewtonStuck * mine.before || r <= 2 * newton_constants<typename TEAM::T>::epsilon;
     return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
 
@@ -583,7 +580,7 @@ NEWTON_VIEW void update(const newton_view<TEAM> &v, const newton_sample &mine) {
         else
             UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] += v.p->free == DPCR_P_IDENTITY ? d[q] : T(0);
         const double reach = norm_rows(v.at, w, next);
-        const bool passed = !moves || reach <= kGuard * mine.largest;
+        const bool passed = !moves || reach <= kNewtonGuard * mine.largest;
         UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] = moves && passed ? next[q] : e[q];
         load_rows(v.at, w, at.own ? start_at(v, k + 1) : NULL, step);
         UNROLL for (int q = 0; q < TEAM::ROWS; q++) step[q] = next[q] - step[q];
@@ -611,7 +608,7 @@ __device__ void judge(const newton_view<TEAM> &v, newton_sample *mine, int64_t s
     block_reduce(seen, [](int, double a, double b) { return a > b ? a : b; });
     const double most = seen[MOST];
     const double q = mine->error, gain = q / mine->before;
-    const double rho = fmin(gain > kFastest ? gain : kFastest, kSlowest);
+    const double rho = fmin(gain > kNewtonFastest ? gain : kNewtonFastest, kNewtonSlowest);
     const bool predicted = dense ? sweep > 2 && (q * rho / (1 - rho) <= p.options.rtol || is_right(v, *mine))
                                  : is_right(v, *mine);
     const bool solved = BACKWARD && dense && q < INFINITY; /* of a linear problem by its own P */
@@ -619,9 +616,10 @@ __device__ void judge(const newton_view<TEAM> &v, newton_sample *mine, int64_t s
     const bool floor = dense && mine->rounding <= 2 * newton_constants<typename TEAM::T>::epsilon;
     const bool candidate = floor || exact || (seen[GUARDED] == 0 && (predicted || solved));
     const bool all = !mine->has_P || p.options.refresh == DPCR_ALWAYS;
-    const bool poor = !(gain <= kSlow) && !(q <= kSmall * newton_constants<typename TEAM::T>::epsilon);
+    const bool poor =
+        !(gain <= kNewtonSlow) && !(q <= kNewtonSmall * newton_constants<typename TEAM::T>::epsilon);
     const bool wanted = dense && !candidate && !BACKWARD && (all || poor);
-    const float far = kFar * (most < 1 ? (float)most : 1);
+    const float far = kNewtonFar * (most < 1 ? (float)most : 1);
     for (int64_t k = threadIdx.x; dense && k < p.S - 1; k += blockDim.x) {
         const bool inexact = k > mine->exact;
         v.a.stale[k] = wanted && (all || (inexact && v.a.moved[k] > far));

@@ -193,7 +193,6 @@ __global__ void THREADS(SEQUENTIAL_THREADS)
         }
         if (walks) {
             if (pass.g) store_rows(at, (int)chain.w, g, state_row<T>(chain, pass.g, 0, s));
-            report_sequential(at, pass, s);
         }
     }
 }
