@@ -100,6 +100,7 @@ inline Tensor allocate(const Shape &shape, ScalarType type, const Tensor &beside
     const int32_t dtype = type == ScalarType::Float    ? aoti_torch_dtype_float32()
                           : type == ScalarType::Double ? aoti_torch_dtype_float64()
                           : type == ScalarType::Int    ? aoti_torch_dtype_int32()
+                          : type == ScalarType::Long   ? aoti_torch_dtype_int64()
                                                        : aoti_torch_dtype_uint8();
     AtenTensorHandle handle = nullptr;
     if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,

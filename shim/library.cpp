@@ -25,6 +25,9 @@ STABLE_TORCH_LIBRARY(deeppcr, m) {
           " -> (Tensor x, Tensor info)");
     m.def("linear_recurrence_backward(Tensor gx, Tensor? A, Tensor? x0, Tensor x, str blocks, bool reverse,"
           " SymInt segments, bool need_A, bool need_x0) -> (Tensor gA, Tensor gb, Tensor gx0)");
+    m.def("newton_update(Tensor states, Tensor ends, Tensor? jacobian, str structure, Tensor tolerance, "
+          "float rtol,"
+          " SymInt segments) -> (Tensor states, Tensor error, Tensor converged)");
     m.def("mlp(Tensor z0, Tensor weight, Tensor? bias, Tensor? guess" MLP_OPTIONS SOLVER_OPTIONS
           ") -> (Tensor z, Tensor states, Tensor info)");
     m.def("mlp_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept, Tensor weight, Tensor? "

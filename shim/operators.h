@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The operators, the same for every device.  Schemas: library.cpp; mathematics: csrc/pcr/pcr.h, csrc/ops/chain.h.
+// The operators, the same for every device.  Schemas: library.cpp; mathematics: csrc/pcr/pcr.h, csrc/ops/chain.h,
+// csrc/ops/update.h.
 #pragma once
 
 #include "bridge.h"
@@ -14,6 +15,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::op
                                                               std::optional<Tensor> x0, Tensor x,
                                                               std::string blocks, bool reverse,
                                                               int64_t segments, bool need_A, bool need_x0);
+
+std::tuple<Tensor, Tensor, Tensor> newton_update(Tensor states, Tensor ends, std::optional<Tensor> jacobian,
+                                                 std::string structure, Tensor tolerance, double rtol,
+                                                 int64_t segments);
 
 std::tuple<Tensor, Tensor, Tensor>
 mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> guess, std::string activation,
@@ -77,6 +82,7 @@ layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor 
 inline void implement(torch::stable::detail::StableLibrary &m) {
     m.impl("linear_recurrence", TORCH_BOX(&linear_recurrence));
     m.impl("linear_recurrence_backward", TORCH_BOX(&linear_recurrence_backward));
+    m.impl("newton_update", TORCH_BOX(&newton_update));
     m.impl("mlp", TORCH_BOX(&mlp));
     m.impl("mlp_backward", TORCH_BOX(&mlp_backward));
     m.impl("euler", TORCH_BOX(&euler));

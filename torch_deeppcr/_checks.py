@@ -17,6 +17,7 @@ from torch import Tensor
 NORMS = ("none", "layer_norm", "rms_norm")
 BLOCKS = ("dense", "diagonal", "scalar", "identity")
 _BLOCK_LETTERS = {"dense": "LBww", "diagonal": "LBw", "scalar": "LB1"}
+STRUCTURES = ("dense", "diagonal", "scalar", "identity", "zero")
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
@@ -98,12 +99,53 @@ def recurrence(A: object, b: Tensor, x0: object, blocks: str, b_name: str = "b")
         if A is not None:
             raise ValueError('A must be None with blocks="identity"')
         return sizes
-    block = like("A", A, b_name, b)
-    letters = _BLOCK_LETTERS[blocks]
+    _blocks("A", A, b_name, b, blocks, sizes)
+    return sizes
+
+
+def _blocks(
+    name: str, value: object, model_name: str, model: Tensor, kind: str, sizes: dict[str, int]
+) -> None:
+    """Blocks for every step, and every sample or all of them."""
+    block = like(name, value, model_name, model)
+    letters = _BLOCK_LETTERS[kind]
     if block.dim() == len(letters) and block.shape[1] == 1:  # shared by the samples
         letters = letters.replace("B", "1")
-    shape("A", block, letters, {"1": 1, **sizes})
-    return sizes
+    shape(name, block, letters, {"1": 1, **sizes})
+
+
+def update(
+    states: Tensor,
+    ends: object,
+    jacobian: object,
+    structure: str,
+    tolerance: object,
+    rtol: object,
+    segments: object,
+) -> None:
+    """Checks the operands of newton_update; of states dtype and device are what the others have."""
+    choice("structure", structure, STRUCTURES)
+    ends = like("ends", ends, "states", states)
+    sizes: dict[str, int] = {}
+    shape("ends", ends, "LBw", sizes)
+    shape("states", states, "WBw", {"W": sizes["L"] + 1, **sizes})
+    if structure not in ("identity", "zero"):
+        _blocks("jacobian", jacobian, "states", states, structure, sizes)
+    elif jacobian is not None:
+        raise ValueError(f'jacobian must be None with structure="{structure}"')
+    if not isinstance(tolerance, Tensor) or tolerance.dtype != torch.float64:
+        got = _dtype(tolerance.dtype) if isinstance(tolerance, Tensor) else type(tolerance).__name__
+        raise TypeError(f"tolerance must be a float64 tensor, got {got}")
+    if tolerance.device != states.device:
+        raise ValueError(
+            f"tolerance must be on the device of states, {states.device}, got {tolerance.device}"
+        )
+    shape("tolerance", tolerance, "L", sizes)
+    epsilon("rtol", rtol)
+    if isinstance(segments, bool) or not isinstance(segments, int | torch.SymInt):
+        raise TypeError(f"segments must be an int, got {segments!r}")
+    if segments < 0 or (sizes["L"] and segments > sizes["L"]):
+        raise ValueError(f"segments must be in 1..L = 1..{sizes['L']}, or 0, got {segments}")
 
 
 def segments(value: object, length: int | None = None) -> Any:

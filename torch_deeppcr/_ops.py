@@ -30,8 +30,9 @@ def register() -> None:
         _register_chain_backward(kind)
     _register_recurrence()
     _register_recurrence_backward()
+    _register_update()
     names = [name for kind in KINDS for name in (kind.name, f"{kind.name}_backward")]
-    for name in (*names, "linear_recurrence", "linear_recurrence_backward"):
+    for name in (*names, "linear_recurrence", "linear_recurrence_backward", "newton_update"):
         for device in _AUTOCAST_DEVICES:
             torch.library.register_autocast(f"deeppcr::{name}", device, torch.float32)
 
@@ -278,4 +279,29 @@ def _register_recurrence_backward() -> None:
 
     torch.library.register_fake(name, fake)
     _register_autograd(name, backward, setup_context)
+    torch.library.register_vmap(name, vmap)
+
+
+# ---- sweeps over steps of others -----------------------------------------------------------------
+
+
+def _register_update() -> None:
+    """Without derivatives: a sweep is part of a search, whose result has one of its own."""
+    name = "deeppcr::newton_update"
+
+    def fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        states, ends, *_ = inputs
+        _native_dtype("states", states)
+        _checks.update(*inputs)
+        converged = states.new_empty(ends.shape[1], dtype=torch.int64)
+        return states.new_empty(states.shape), states.new_empty(ends.shape[:2]), converged
+
+    def backward(ctx: Any, *cotangents: MaybeTensor) -> tuple[None, ...]:
+        raise NotImplementedError("torch.ops.deeppcr.newton_update has no derivative")
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> _vmap.Mapped:
+        raise NotImplementedError("torch.ops.deeppcr.newton_update does not take part in vmap")
+
+    torch.library.register_fake(name, fake)
+    _register_autograd(name, backward, lambda ctx, inputs, output: None)
     torch.library.register_vmap(name, vmap)

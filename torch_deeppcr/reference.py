@@ -168,6 +168,63 @@ def linear_recurrence(
     return torch.stack(states[::-1] if reverse else states)
 
 
+def newton_update(
+    states: Tensor,
+    ends: Tensor,
+    jacobian: Tensor | None,
+    structure: str,
+    tolerance: Tensor,
+    rtol: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The second half of a Newton sweep: `torch_deeppcr._update.newton_update`, by a loop."""
+    length, batch = ends.shape[:2]
+    sizes: dict[str, list[Tensor]] = {name: [] for name in ("end", "start", "error", "others")}
+    starts, steps = [], _steps(jacobian, length)
+    d = torch.zeros_like(states[0])
+    for index, (x, e) in enumerate(zip(states[1:].unbind(0), ends.unbind(0), strict=True)):
+        moved, r = _times(steps[index], d, structure), e - x
+        start = torch.where(moved == 0, e, e + moved)
+        d = moved + r
+        starts.append(start)
+        sizes["end"].append(_largest(e))
+        sizes["start"].append(_largest(start))
+        sizes["error"].append(_largest(d))
+        sizes["others"].append(torch.maximum(_largest(moved), _largest(r)))
+    if length == 0:
+        return states.clone(), ends.new_empty((0, batch)), tolerance.new_zeros(batch).long()
+    end, start, error, others = (torch.stack(sizes[name]).double() for name in sizes)
+    largest = end.masked_fill(end.isinf(), 0).amax(0)
+    guarded = ~(start <= 10 * largest)
+    error = torch.where(guarded, torch.maximum(error, others), error)
+    right = error.isfinite() & (error <= tolerance.unsqueeze(1) + rtol * end)
+    converged = right.long().cumprod(0).sum(0)
+    updated = torch.where(guarded.unsqueeze(-1), ends, torch.stack(starts))
+    return (
+        torch.cat([states[:1], updated]),
+        error.to(states.dtype),
+        converged.masked_fill(end[0].isinf(), 1),
+    )
+
+
+def _times(A: Tensor | None, d: Tensor, structure: str) -> Tensor:
+    """A d (B,w), and 0 where d is: all of a sample's where A is dense, else element by element."""
+    if structure == "zero":
+        return torch.zeros_like(d)
+    if A is None:
+        return d
+    if structure == "dense":
+        moved = torch.matmul(A, d.unsqueeze(-1)).squeeze(-1)
+        return moved.masked_fill((d == 0).all(-1, keepdim=True), 0)
+    return (A * d).masked_fill(d == 0, 0)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Of |x| over the last dimension; inf where an element is not finite."""
+    if x.shape[-1] == 0:
+        return x.new_zeros(x.shape[:-1])
+    return x.abs().nan_to_num(nan=torch.inf, posinf=torch.inf).amax(-1)
+
+
 def _norm(kind: str, z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
     if kind == "layer_norm":
         return _layer_norm(z, gamma, beta, eps)

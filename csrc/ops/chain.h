@@ -101,6 +101,8 @@ typedef enum dpcr_structure {
     DPCR_P_DENSE,    /* itself: Newton */
     DPCR_P_IDENTITY, /* I: Picard's iteration, for chains of residual blocks */
     DPCR_P_ZERO,     /* 0: Jacobi's iteration */
+    DPCR_P_DIAGONAL, /* of dpcr_newton_update alone, as the next */
+    DPCR_P_SCALAR,
     DPCR_STRUCTURES
 } dpcr_structure;
 

@@ -11,6 +11,8 @@
 
 #include "ops/chain.h"
 
+struct update_kernels;
+
 struct chain_solver {
     dpcr_status (*propagate)(dpcr_exec exec, const dpcr_chain *chain, const dpcr_propagation *arrays,
                              int64_t segments);
@@ -21,6 +23,7 @@ struct chain_solver {
                             size_t *bytes);
     dpcr_status (*activate)(dpcr_exec exec, const dpcr_chain *chain, int64_t count, const void *u, void *y,
                             void *d);
+    const struct update_kernels *update; /* of both dtypes */
 };
 
 #endif

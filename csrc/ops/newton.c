@@ -18,6 +18,9 @@ dpcr_status dpcr_check_newton(const dpcr_newton *options) {
     if (!options) return DPCR_OK;
     REQUIRE((int)options->structure >= 0 && options->structure < DPCR_STRUCTURES,
             "newton.structure %d is not a dpcr_structure", (int)options->structure);
+    if (options->structure > DPCR_P_ZERO)
+        return dpcr_fail(DPCR_UNSUPPORTED, "newton.structure %d is not one of chains",
+                         (int)options->structure);
     REQUIRE((int)options->refresh >= 0 && options->refresh < DPCR_REFRESHES,
             "newton.refresh %d is not a dpcr_refresh", (int)options->refresh);
     REQUIRE(options->rtol > 0 && options->rtol < INFINITY, "newton.rtol is %g, must be positive and finite",

@@ -248,7 +248,7 @@ static void check_backward(const backend *at, dpcr_dtype dtype) {
 /* Without a dense P no pass has room for one map per segment. */
 static void check_workspace(const backend *at, dpcr_dtype dtype) {
     enum { S = 64, B = 4, W = 128 };
-    for (int structure = DPCR_P_DENSE; structure < DPCR_STRUCTURES; structure++) {
+    for (int structure = DPCR_P_DENSE; structure <= DPCR_P_ZERO; structure++) {
         dpcr_newton newton = dpcr_newton_default(dtype);
         newton.structure = (dpcr_structure)structure;
         const dpcr_chain chain = {

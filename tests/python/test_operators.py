@@ -45,6 +45,9 @@ SCHEMAS = {
     "linear_recurrence_backward": "Tensor gx, Tensor? A, Tensor? x0, Tensor x, str blocks, "
     "bool reverse, SymInt segments, bool need_A, bool need_x0) -> "
     "(Tensor gA, Tensor gb, Tensor gx0)",
+    "newton_update": "Tensor states, Tensor ends, Tensor? jacobian, str structure, "
+    "Tensor tolerance, float rtol, SymInt segments) -> "
+    "(Tensor states, Tensor error, Tensor converged)",
     "mlp": f"Tensor z0, {MLP}, Tensor? guess, {ACTIVATION}, {SOLVER}) -> {CHAIN_OUTPUTS}",
     "mlp_backward": f"{INCOMING}, {MLP}, {ACTIVATION}, {SOLVER}, bool[] needs) -> "
     "(Tensor gz0, Tensor gweight, Tensor gbias, Tensor info)",

@@ -4,6 +4,7 @@
  * -DDPCR_LEVEL=generic | v3 | v4 and the matching -march.
  */
 #include "ops/kernels.h"
+#include "ops/update_kernels.h"
 #include "pcr/cpu/vec.h"
 
 #define REAL float
@@ -22,6 +23,7 @@
 #include "ops/cpu/layers.inl"
 #include "ops/cpu/passes.inl"
 #include "ops/cpu/newton.inl"
+#include "ops/cpu/update.inl"
 #include "pcr/cpu/end_dtype.h"
 
 #define REAL double
@@ -40,6 +42,7 @@
 #include "ops/cpu/layers.inl"
 #include "ops/cpu/passes.inl"
 #include "ops/cpu/newton.inl"
+#include "ops/cpu/update.inl"
 #include "pcr/cpu/end_dtype.h"
 
 #define CHAIN(dtype)                                                  \
@@ -47,7 +50,11 @@
      finish_##dtype,   pullback_scratch_##dtype,  saved_size_##dtype, \
      pullback_##dtype, finish_pullback_##dtype,   gradient_##dtype,   \
      activate_##dtype}
+#define UPDATE(dtype)                                                                            \
+    {update_tile_##dtype, update_scratch_##dtype, update_residuals_##dtype, update_walk_##dtype, \
+     update_judge_##dtype}
 #define NEWTON(dtype) {residuals_##dtype, confirm_##dtype, update_##dtype, judge_##dtype}
 
 const struct chain_kernels LEVEL(dpcr_chain)[2] = {CHAIN(f32), CHAIN(f64)};
 const struct newton_kernels LEVEL(dpcr_newton)[2] = {NEWTON(f32), NEWTON(f64)};
+const struct update_kernels LEVEL(dpcr_update)[2] = {UPDATE(f32), UPDATE(f64)};

@@ -24,15 +24,19 @@ static REAL *FN(P_of)(const struct newton *n, int64_t k, int64_t s) {
     return (REAL *)n->system.maps + ((k + 1) * n->B + s) * n->w * n->w;
 }
 
-/* Largest |x|; NaN where there is one, and inf where one is. */
+/* Largest |x|, NaN where there is one.  As integers, in whose order NaN comes last: compilers put those into vectors. */
 static double FN(norm)(int64_t w, const REAL *x) {
-    REAL most = 0, poison = 0;
+    const INT magnitude = (INT)(~(INT)0 ^ ((INT)1 << (8 * REAL_BYTES - 1)));
+    INT most = 0;
     for (int64_t i = 0; i < w; i++) {
-        const REAL size = x[i] < 0 ? -x[i] : x[i];
-        most = size > most ? size : most;
-        poison += x[i] * 0;
+        INT bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= magnitude;
+        most = bits > most ? bits : most;
     }
-    return (double)most + (double)(poison != poison && most < INFINITY ? poison : 0);
+    REAL largest;
+    memcpy(&largest, &most, sizeof largest);
+    return (double)largest;
 }
 
 /* work: operations per element of the boundary states */
@@ -239,6 +243,11 @@ static void FN(confirm)(const struct newton *n) {
 
 /* ---- 3. the update --------------------------------------------------------------------------- */
 
+/* The guard: size is that of a new start, largest that of the ends. */
+static bool FN(is_believed)(double size, double largest) {
+    return size <= kNewtonGuard * largest;
+}
+
 /* s_{k+1} = e_k + P_k d_k -> next; false where the guard did not let it pass */
 static bool FN(next_start)(const struct newton *n, int64_t k, int64_t s, REAL *next) {
     const struct newton_sample *sample = &n->samples[s];
@@ -250,7 +259,7 @@ static bool FN(next_start)(const struct newton *n, int64_t k, int64_t s, REAL *n
         FN(matvec)(w, w, &(struct FN(matrix)){FN(P_of)(n, k, s), w, 1}, d, e, next);
     else if (n->free == DPCR_P_IDENTITY)
         for (int64_t i = 0; i < w; i++) next[i] += d[i];
-    if (FN(norm)(w, next) <= kNewtonGuard * sample->largest) return true;
+    if (FN(is_believed)(FN(norm)(w, next), sample->largest)) return true;
     memcpy(next, e, (size_t)w * sizeof(REAL));
     return false;
 }

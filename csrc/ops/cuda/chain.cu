@@ -390,4 +390,4 @@ static dpcr_status activate(dpcr_exec exec, const dpcr_chain *chain, int64_t cou
                                                        (double *)d);
 }
 
-const struct chain_solver dpcr_cuda_chains = {propagate, solve, backward_of, activate};
+const struct chain_solver dpcr_cuda_chains = {propagate, solve, backward_of, activate, &dpcr_cuda_update};

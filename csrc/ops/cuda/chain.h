@@ -5,5 +5,7 @@
 
 struct chain_solver;
 extern const struct chain_solver dpcr_cuda_chains;
+struct update_kernels;
+extern const struct update_kernels dpcr_cuda_update;
 
 #endif

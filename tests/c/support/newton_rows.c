@@ -90,7 +90,7 @@ static newton_row draw_options(table *t, const kind *k) {
                                 .shifted = rng_below(&t->random, 4) == 0,
                                 .undamped = true,
                                 .gain = k->gain},
-                      .structure = (dpcr_structure)rng_below(&t->random, DPCR_STRUCTURES),
+                      .structure = (dpcr_structure)rng_below(&t->random, DPCR_P_ZERO + 1),
                       .refresh = (dpcr_refresh)rng_below(&t->random, DPCR_REFRESHES),
                       .guess =
                           rng_below(&t->random, 2) ? GUESS_NONE : (guess_kind)rng_below(&t->random, GUESSES),
