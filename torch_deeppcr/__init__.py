@@ -40,6 +40,7 @@ from .parallel import (  # noqa: E402
     steps,
     unparallelize,
 )
+from .sampling import Schedule, parallel_sampling, sample  # noqa: E402
 
 if _native.native_available():
     _flops.register()
@@ -51,6 +52,7 @@ __all__ = [
     "Plan",
     "RecurrenceInfo",
     "Report",
+    "Schedule",
     "Status",
     "euler_chain",
     "layers_chain",
@@ -58,11 +60,13 @@ __all__ = [
     "mlp_chain",
     "native_available",
     "nn",
+    "parallel_sampling",
     "parallelize",
     "reference",
     "register_block",
     "report",
     "residual_chain",
+    "sample",
     "sequential",
     "steps",
     "unparallelize",
