@@ -283,7 +283,7 @@ def test_after_max_sweeps_the_loop_goes_on() -> None:
     close(found, wanted[-1])
 
 
-# ---- the plan --------------------------------------------------------------------------------------
+# ---- the plan ------------------------------------------------------------------------------------
 
 
 def test_auto_takes_the_loop_where_rows_are_not_free() -> None:
@@ -366,7 +366,7 @@ def test_no_gradients_and_no_change_of_the_scheduler() -> None:
     assert torch.equal(scheduler.timesteps, before) and scheduler.num_inference_steps == 20
 
 
-# ---- bad input -------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 def bad(error: type[Exception], message: str, *, model: Any = None, **arguments: Any) -> None:
