@@ -2,6 +2,7 @@
 """Chains as modules: with parameters stacked over the steps, or around modules of their own."""
 
 from ._block import ResidualBlock
+from ._denoiser import Denoiser
 from ._euler import EulerChain
 from ._layers import LayersChain
 from ._mlp import MLPChain
@@ -11,6 +12,7 @@ from ._residual import ResidualChain
 from ..parallel.containers import ParallelModuleList, ParallelSequential  # isort: skip
 
 __all__ = [
+    "Denoiser",
     "EulerChain",
     "LayersChain",
     "MLPChain",

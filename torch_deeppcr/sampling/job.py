@@ -64,7 +64,7 @@ class Job:
         x = state.chunk(self.chain.schedule.parts, dim=-1)[0]
         return x.reshape(-1, *denoiser.shape).to(denoiser.dtype)
 
-    def _finalise(self, step: int, state: Tensor, error: Tensor | None) -> None:
+    def finalise(self, step: int, state: Tensor, error: Tensor | None) -> None:
         if error is None:
             error = state.new_zeros(state.shape[0])
             self.walked += 1
@@ -78,7 +78,7 @@ class Job:
     def _walk(self, state: Tensor, first: int, last: int) -> Tensor:
         for step in range(first, last):
             state = self.chain.walk(step, state)
-            self._finalise(step, state, None)
+            self.finalise(step, state, None)
         return state
 
     # ---- sweeps ----------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class Job:
             if skip:
                 self._compare(states[0], known)
             for i in range(int(skip), len(states)):
-                self._finalise(step + i, states[i], errors[i])
+                self.finalise(step + i, states[i], errors[i])
             if self.preview is not None:
                 self.preview(window.sweeps, self.latents(window.states[-1]))
             if not states[-1].isfinite().all() or not self._go_on(window, seconds):

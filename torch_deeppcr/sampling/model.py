@@ -77,7 +77,7 @@ def refuse_state(model: Any) -> None:
             )
 
 
-class Denoiser:
+class ModelCalls:
     """The model with its arguments: ``(x (R, ...), timesteps (R,), rows (R,)) -> out (R, ...)``.
 
     Counts what it cost: ``calls`` of the model one after the other, and ``rows`` in them.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from . import noise, schedulers
 from .job import Job
-from .model import Denoiser, output_of, refuse_state
+from .model import ModelCalls, output_of, refuse_state
 from .plan import PlanOptions, SampleInfo, SamplePlan
 from .revealed import (
     Call,
@@ -291,7 +291,7 @@ class _Listener:
         refuse_state(self.denoiser)
         arguments = sorted_arguments(shown.call.others, latents.shape[0], shown.copies)
         plan = self.options.resolve(schedule, latents)
-        denoiser = Denoiser(
+        denoiser = ModelCalls(
             PipelineModel(self.denoiser, original, shown),
             latents,
             arguments.positive,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from . import noise, schedulers
+from . import native, noise, schedulers
 from .job import Callback, Job
-from .model import Arguments, Denoiser, refuse_state
+from .model import Arguments, ModelCalls, refuse_state
 from .plan import PlanOptions, SampleInfo, SamplePlan
 from .schedule import Schedule
 from .solve import Chain
@@ -128,7 +128,7 @@ def sample(
     unknown = [name for name in negative or () if name not in positive]
     if unknown:
         raise ValueError(f"negative_kwargs has {unknown[0]!r}, which model_kwargs lacks")
-    denoiser = Denoiser(
+    denoiser = ModelCalls(
         model,
         latents,
         positive,
@@ -144,7 +144,9 @@ def sample(
     with _progress(progress, len(schedule)) as advance:
         job = Job(chain, resolved, callback, preview, advance, return_trajectory)
         result = latents.clone()
-        if len(schedule) and latents.numel():
+        if not resolved.why and native.takes(chain, latents):
+            result = native.run(job, latents)
+        elif len(schedule) and latents.numel():
             state = latents.to(dtype).reshape(latents.shape[0], -1)
             if schedule.parts == 2:
                 state = torch.cat((state, torch.zeros_like(state)), -1)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,16 @@ class Corrector:
     predicted: Tensor
     x0: Tensor
     active: Tensor
+
+
+class LinearChain(NamedTuple):
+    """A schedule for `torch_deeppcr.denoise_chain`.  Its state after step l is x_l times the scale
+    of the network's input in the step that follows, 1 after the last."""
+
+    coefficients: Tensor  # (L, 2)
+    noise: Tensor | None  # (L, B, w), scaled
+    scale_in: float  # of x_0
+    scale_out: Tensor  # (L, 1, 1) of x_1..x_L
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +136,50 @@ class Schedule:
 
     def __len__(self) -> int:
         return self.timesteps.shape[0]
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether any noise has a weight; schedulers draw some for nothing."""
+        return bool(self._table["noise"].any())
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether a step is x_l = a x + c model(input_scale x) + noise n."""
+        return self.clip is None and self.corrector is None and not self.remembers
+
+    def linear_chain(self, latents: Tensor, noise: Tensor | None) -> LinearChain:
+        """The schedule as the coefficients of `torch_deeppcr.denoise_chain`, for a native network.
+
+        latents (B, ...), noise (L, B, ...) or None, standard normal.
+
+        Raises:
+            NotImplementedError: steps are not linear in the model's output.
+            ValueError: noise is missing, or not wanted, or of another shape.
+        """
+        if not self.is_linear:
+            raise NotImplementedError(
+                f"schedule: {self.name} with clipped predictions, memory or two calls a step is no "
+                "chain of linear steps; use torch_deeppcr.sample"
+            )
+        t = self._table
+        if self.has_noise != (noise is not None):
+            raise ValueError(
+                f"noise must be {'given' if self.has_noise else 'None'} with {self.name}"
+            )
+        if noise is not None and noise.shape != (len(self), *latents.shape):
+            raise ValueError(
+                f"noise must have shape (L, B, ...) = {(len(self), *latents.shape)}, got "
+                f"{tuple(noise.shape)}"
+            )
+        scale = torch.cat((t["input_scale"], torch.ones(1, dtype=torch.float64)))
+        before, after = scale[:-1], scale[1:]
+        a = (t["sample"] + t["x0"] * t["x0_sample"]) * after / before
+        c = (t["model"] + t["x0"] * t["x0_model"]) * after
+        scales = after.to(latents).view(-1, 1, 1)
+        if noise is not None:
+            noise = noise.to(latents).reshape(len(self), latents.shape[0], -1)
+            noise = (t["noise"] * after).to(latents).view(-1, 1, 1) * noise
+        return LinearChain(torch.stack((a, c), -1).to(latents), noise, float(scale[0]), scales)
 
     def part(self, first: int) -> Schedule:
         """Without its first steps, as when a loop begins late (image-to-image)."""

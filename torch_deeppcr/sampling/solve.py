@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .._update import newton_update
 from . import noise as noises
-from .model import Denoiser
+from .model import ModelCalls
 from .schedule import Schedule
 
 JACOBIANS = ("zero", "identity", "scalar", "diagonal", "dense")
@@ -45,7 +45,7 @@ class Chain:
     """The chain of one call of `sample`: its step maps, its noise, and what they have cost."""
 
     schedule: Schedule
-    denoiser: Denoiser
+    denoiser: ModelCalls
     generator: noises.Generators
     dtype: torch.dtype  # of the states
     device: torch.device
