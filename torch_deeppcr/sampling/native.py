@@ -25,7 +25,8 @@ def takes(chain: Chain, latents: Tensor) -> bool:
     if type(model) is not Denoiser or not plain or sequential_wanted():
         return False
     fits = model.bias_out.dtype == latents.dtype and model.bias_out.device == latents.device
-    return chain.schedule.is_linear and fits and native(latents)
+    has_kernel = latents.device.type == "cpu" and native(latents)
+    return chain.schedule.is_linear and fits and has_kernel
 
 
 def run(job: Job, latents: Tensor) -> Tensor:
