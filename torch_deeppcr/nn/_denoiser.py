@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Denoiser`: a residual MLP that predicts noise, and whose whole denoising loop is one operator."""
+"""`Denoiser`: a residual MLP that predicts noise; its whole denoising loop is one operator."""
 
 from __future__ import annotations
 
