@@ -48,6 +48,13 @@ dpcr_status dpcr_cuda_limits(device_limits *limits);
 bool dpcr_cuda_stages(const dpcr_chain &chain, const device_limits &limits, bool backward);
 dpcr_status dpcr_cuda_sequential(dpcr_exec exec, const sequential_pass &pass, const device_limits &limits,
                                  bool backward);
+/* bytes of zeros; data may be NULL */
+dpcr_status dpcr_cuda_zero(dpcr_exec exec, void *data, size_t bytes);
+/* Parameter gradients of steps first..last-1 from what step_back() has saved, and zeros for them. */
+dpcr_status dpcr_cuda_gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
+                                const back_arrays &back, int64_t first, int64_t last);
+dpcr_status dpcr_cuda_clear_gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
+                                      int64_t first, int64_t last);
 dpcr_status dpcr_cuda_propagate(dpcr_exec exec, const propagate_arguments &arguments, int64_t segments);
 dpcr_status dpcr_cuda_pullback(dpcr_exec exec, const pullback_arguments &arguments);
 /* Sets gang, gangs, bytes of a pass; the workspace is gangs pieces of bytes, and before them their counters. */
