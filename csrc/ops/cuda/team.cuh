@@ -226,6 +226,21 @@ __device__ void block_times_transposed(const TEAM &at, const weights<typename TE
     }
 }
 
+/* Of WIDE vectors these are called, not copied to where they are needed: ptxas would take minutes. */
+template <class TEAM>
+__device__ NOT_INLINED void wide_times(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
+                                       const typename TEAM::T (&x)[TEAM::ROWS],
+                                       typename TEAM::T (&y)[TEAM::ROWS]) {
+    block_times(at, W, n_out, n_in, x, y);
+}
+
+template <class TEAM>
+__device__ NOT_INLINED void wide_times_transposed(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
+                                                  const typename TEAM::T (&x)[TEAM::ROWS],
+                                                  typename TEAM::T (&y)[TEAM::ROWS]) {
+    block_times_transposed(at, W, n_out, n_in, x, y);
+}
+
 /* y = W x + b */
 template <class TEAM>
 __device__ void times(const TEAM &at, const weights<typename TEAM::T> &W, int n_out, int n_in,
@@ -234,7 +249,10 @@ __device__ void times(const TEAM &at, const weights<typename TEAM::T> &W, int n_
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];
-        block_times(at, W, n_out, n_in, x, product);
+        if constexpr (TEAM::WIDE)
+            wide_times(at, W, n_out, n_in, x, product);
+        else
+            block_times(at, W, n_out, n_in, x, product);
         UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) y[r] = product[r] + b[r];
     } else {
         T all[TEAM::N], row[TEAM::N];
@@ -255,7 +273,10 @@ __device__ void times_transposed(const TEAM &at, const weights<typename TEAM::T>
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];
-        block_times_transposed(at, W, n_out, n_in, x, product);
+        if constexpr (TEAM::WIDE)
+            wide_times_transposed(at, W, n_out, n_in, x, product);
+        else
+            block_times_transposed(at, W, n_out, n_in, x, product);
         copy_rows(product, y);
     } else {
         T all[TEAM::N], column[TEAM::N];
