@@ -24,11 +24,12 @@ enum { NEWTON_THREADS = 256, MOST_GROUPS = 32, UNGROUPED = 48 };
 
 /* One gang's workspace.  Element k + 1 of d is r_k, then d_{k+1}. */
 struct newton_arrays {
-    void *starts, *ends, *d;           /* (S,w) */
-    void *maps, *group_maps, *group_d; /* (S,w,w), (MOST_GROUPS,w,w), (MOST_GROUPS,w): dense only */
-    double *size, *ratio, *P_norm;     /* (S) of e_k; of r_k, relative; of P_k */
-    float *moved;                      /* (S) */
-    int *unequal, *stale, *guarded;    /* (S) */
+    void *starts, *ends, *d; /* (S,w) */
+    void *maps; /* (S,w,w): dense only, as the next two, which teams of a block have no use for */
+    void *group_maps, *group_d;     /* (MOST_GROUPS,w,w), (MOST_GROUPS,w) */
+    double *size, *ratio, *P_norm;  /* (S) of e_k; of r_k, relative; of P_k */
+    float *moved;                   /* (S) */
+    int *unequal, *stale, *guarded; /* (S) */
     struct newton_sample *sample;
 };
 
@@ -55,13 +56,14 @@ struct newton_pass {
 static inline DPCR_EVERYWHERE size_t carve_newton(const newton_pass &p, char *base, newton_arrays *a) {
     const size_t element = dpcr_size_of(p.chain.dtype), S = (size_t)p.S, w = (size_t)p.chain.w;
     const bool dense = p.options.structure == DPCR_P_DENSE;
+    const bool groups = dense && widest_of(p.chain) <= TEAM_WARP;
     struct arena arena = {base, 0};
     a->starts = dpcr_take(&arena, S * w * element);
     a->ends = dpcr_take(&arena, S * w * element);
     a->d = dpcr_take(&arena, S * w * element);
     a->maps = dense ? dpcr_take(&arena, S * w * w * element) : NULL;
-    a->group_maps = dense ? dpcr_take(&arena, MOST_GROUPS * w * w * element) : NULL;
-    a->group_d = dense ? dpcr_take(&arena, MOST_GROUPS * w * element) : NULL;
+    a->group_maps = groups ? dpcr_take(&arena, MOST_GROUPS * w * w * element) : NULL;
+    a->group_d = groups ? dpcr_take(&arena, MOST_GROUPS * w * element) : NULL;
     a->size = (double *)dpcr_take(&arena, S * sizeof(double));
     a->ratio = (double *)dpcr_take(&arena, S * sizeof(double));
     a->P_norm = (double *)dpcr_take(&arena, S * sizeof(double));
@@ -123,18 +125,18 @@ __device__ inline bool same_bits(double a, double b) {
 NEWTON_VIEW bool residual_of(const newton_view<TEAM> &v, const typename TEAM::T (&e)[TEAM::ROWS],
                              const typename TEAM::T (&next)[TEAM::ROWS], typename TEAM::T (&r)[TEAM::ROWS]) {
     bool equal = true;
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) {
         equal = equal && (row_of(v.at, q) >= (int)v.p->chain.w || same_bits(e[q], next[q]));
         r[q] = e[q] - next[q];
     }
     equal = all_lanes(v.at, equal);
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) r[q] = equal ? 0 : r[q];
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) r[q] = equal ? 0 : r[q];
     return equal;
 }
 
 NEWTON_VIEW bool is_zero(const newton_view<TEAM> &v, const typename TEAM::T (&x)[TEAM::ROWS]) {
     bool zero = true;
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) zero =
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) zero =
         zero && (row_of(v.at, q) >= (int)v.p->chain.w || x[q] == 0);
     return all_lanes(v.at, zero);
 }
@@ -147,7 +149,7 @@ NEWTON_VIEW void map_times(const newton_view<TEAM> &v, const typename TEAM::T *M
     const bool zero = is_zero(v, x);
     typename TEAM::T product[TEAM::ROWS];
     times(v.at, weights<typename TEAM::T>{M, w, is_packed<TEAM>(M, w)}, w, w, x, b, product);
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) y[q] = zero ? b[q] : product[q];
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) y[q] = zero ? b[q] : product[q];
 }
 
 /* A team's turn in a loop over k0..k1-1 that all teams of a block go through together, each with every `teams`-th k;
@@ -347,7 +349,7 @@ NEWTON_VIEW void walk_d(const newton_view<TEAM> &v, int64_t first, int64_t last,
         T r[TEAM::ROWS], next[TEAM::ROWS];
         load_rows(v.at, w, live ? row_at(v, v.a.d, j) : NULL, r);
         map_times(v, P, d, r, next);
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) d[q] = live ? next[q] : d[q];
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) d[q] = live ? next[q] : d[q];
         if (live && write) store_rows(v.at, w, d, row_at(v, v.a.d, j));
     }
 }
@@ -359,13 +361,13 @@ NEWTON_VIEW void multiply_group(const newton_view<TEAM> &v, int64_t first, int64
     if constexpr (!TEAM::BLOCK) {
         const int w = (int)v.p->chain.w;
         columns<TEAM> V;
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
             first > exact && i == v.at.lane * TEAM::ROWS + q ? 1 : 0;
         for (int64_t j = first; j < last && first > exact; j++) {
             const T *P = map_of(v, v.a.maps, j - 1);
             columns_times<TEAM>(weights<T>{P, w, is_packed<TEAM>(P, w)}, w, w, V);
         }
-        UNROLL for (int i = 0; i < TEAM::N; i++) UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
+        UNROLL for (int i = 0; i < TEAM::N; i++) UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) {
             const int c = v.at.lane * TEAM::ROWS + q;
             if (i < w && c < w) product[i * w + c] = V.v[q][i];
         }
@@ -484,7 +486,7 @@ NEWTON_VIEW double relative_error(const newton_view<TEAM> &v) {
     for (int64_t base = 0; base < count; base += stride) {
         const int64_t k = add ? base : turn_at(v, base, count).k;
         load_rows(v.at, w, row_at(v, v.a.d, k + 1), d);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) sum[r] = add ? sum[r] + d[r] : d[r];
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) sum[r] = add ? sum[r] + d[r] : d[r];
         const double ratio = norm_rows(v.at, w, sum) / fmax(v.a.size[k], smallest_of(v));
         q = !(ratio < INFINITY) ? INFINITY : ratio > q ? ratio : q;
     }
@@ -523,7 +525,7 @@ NEWTON_VIEW bool is_solution(const newton_view<TEAM> &v, int64_t exact) {
         load_rows(v.at, w, row_at(v, v.a.d, k), before);
         load_rows(v.at, w, row_at(v, v.a.d, k + 1), d);
         equation(v, k, before, r, out);
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) out[q] -= d[q];
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) out[q] -= d[q];
         const double gap = norm_rows(v.at, w, out), size = norm_rows(v.at, w, d) + norm_rows(v.at, w, r);
         if (!(gap <= tolerance * size) && !(gap <= C::tiny * C::epsilon)) wrong = 1;
     }
@@ -578,12 +580,13 @@ NEWTON_VIEW void update(const newton_view<TEAM> &v, const newton_sample &mine) {
         if (mine.has_P)
             map_times(v, map_of(v, v.a.maps, k), d, e, next);
         else
-            UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] += v.p->free == DPCR_P_IDENTITY ? d[q] : T(0);
+            UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) next[q] +=
+                v.p->free == DPCR_P_IDENTITY ? d[q] : T(0);
         const double reach = norm_rows(v.at, w, next);
         const bool passed = !moves || reach <= kNewtonGuard * mine.largest;
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] = moves && passed ? next[q] : e[q];
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) next[q] = moves && passed ? next[q] : e[q];
         load_rows(v.at, w, at.own ? start_at(v, k + 1) : NULL, step);
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) step[q] = next[q] - step[q];
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) step[q] = next[q] - step[q];
         const double moved = norm_rows(v.at, w, step) / fmax(norm_rows(v.at, w, next), smallest_of(v));
         if (at.own) store_rows(v.at, w, next, start_at(v, k + 1));
         if (!at.own || v.at.lane != 0) continue;
@@ -704,9 +707,7 @@ __device__ void solve_sample(const newton_view<TEAM> &v, newton_sample *mine) {
 
 template <class TEAM, bool BACKWARD>
 __global__ void THREADS(NEWTON_THREADS) newton_kernel(const __grid_constant__ newton_pass p) {
-    typedef typename TEAM::T T;
-    TEAM_HERE(TEAM, at);
-    DYNAMIC_SHARED(T, slots);
+    TEAM_HERE(TEAM, at, p.chain, slots);
     SHARED(newton_sample, mine, 1);
     newton_view<TEAM> v;
     const int member = (int)(blockIdx.x % (unsigned)p.gang);
