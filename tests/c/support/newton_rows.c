@@ -90,7 +90,7 @@ static newton_row draw_options(table *t, const kind *k) {
                                 .shifted = rng_below(&t->random, 4) == 0,
                                 .undamped = true,
                                 .gain = k->gain},
-                      .structure = (dpcr_structure)rng_below(&t->random, DPCR_P_ZERO + 1),
+                      .structure = (dpcr_structure)rng_below(&t->random, DPCR_STRUCTURES),
                       .refresh = (dpcr_refresh)rng_below(&t->random, DPCR_REFRESHES),
                       .guess =
                           rng_below(&t->random, 2) ? GUESS_NONE : (guess_kind)rng_below(&t->random, GUESSES),
@@ -139,10 +139,12 @@ static void add(table *t, newton_row row, double most) {
 }
 
 static void add_kinds(table *t) {
-    for (int64_t k = 0; k < COUNT(kinds) * 8; k++) {
-        newton_row row = draw_options(t, &kinds[k / 8]);
-        row.structure = (dpcr_structure[]){DPCR_P_DENSE, DPCR_P_DENSE, DPCR_P_IDENTITY, DPCR_P_ZERO}[k % 4];
-        row.refresh = k % 4 == 1 ? DPCR_ALWAYS : DPCR_ADAPTIVE;
+    static const dpcr_structure turns[] = {DPCR_P_DENSE, DPCR_P_DENSE,    DPCR_P_IDENTITY,
+                                           DPCR_P_ZERO,  DPCR_P_DIAGONAL, DPCR_P_SCALAR};
+    for (int64_t k = 0; k < COUNT(kinds) * 9; k++) {
+        newton_row row = draw_options(t, &kinds[k / 9]);
+        row.structure = turns[k % COUNT(turns)];
+        row.refresh = k % COUNT(turns) == 1 ? DPCR_ALWAYS : DPCR_ADAPTIVE;
         row.chain.L = one_of(t, lengths + 4, COUNT(lengths) - 4);
         row.chain.w = one_of(t, widths + 1, COUNT(widths) - 1);
         row.chain.B = row.S = -1;
@@ -190,7 +192,7 @@ dpcr_newton newton_options(const newton_row *row, dpcr_dtype dtype) {
 }
 
 void newton_row_text(const newton_row *row, char *text, size_t size) {
-    static const char *const structures[] = {"dense", "identity", "zero"};
+    static const char *const structures[] = {"dense", "identity", "zero", "diagonal", "scalar"};
     static const char *const refreshes[] = {"adaptive", "always"};
     static const char *const guesses[] = {"", ", exact guess", ", near guess", ", far guess", ", NaN guess"};
     const int at = snprintf(text, size, "S=%d %s %s%s rtol x%g max_sweeps %d%s, ", (int)row->S,

@@ -14,8 +14,9 @@ chain_row trap_layers(dpcr_activation activation, int64_t L, int64_t B, int64_t 
  * segment, the second third alone overflows. */
 chain_case trap_hourglass(dpcr_activation activation, int64_t L, int64_t B, int64_t w, dpcr_dtype dtype);
 
-/* Default options but for structure and refresh: dense adaptive, dense always, zero, identity. */
-enum { TRAP_WAYS = 4 };
+/* Default options but for structure and refresh: dense adaptive, dense always, zero, identity, diagonal,
+ * scalar. */
+enum { TRAP_WAYS = 6 };
 dpcr_newton trap_options(dpcr_dtype dtype, int way);
 
 #endif
