@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The table in three parts: every kind of chain, from contracting to chaotic, with every structure and
- * refresh on drawn shapes; every batch with every width; every length with every number of segments.
+ * The table in four parts: every kind of chain, from contracting to chaotic, with dense, identity and zero P and
+ * every refresh on drawn shapes; every batch with every width; every length with every number of segments; every
+ * kind with diagonal and scalar P.
  */
 #include "newton_rows.h"
 
@@ -90,7 +91,7 @@ static newton_row draw_options(table *t, const kind *k) {
                                 .shifted = rng_below(&t->random, 4) == 0,
                                 .undamped = true,
                                 .gain = k->gain},
-                      .structure = (dpcr_structure)rng_below(&t->random, DPCR_STRUCTURES),
+                      .structure = (dpcr_structure)rng_below(&t->random, DPCR_P_ZERO + 1),
                       .refresh = (dpcr_refresh)rng_below(&t->random, DPCR_REFRESHES),
                       .guess =
                           rng_below(&t->random, 2) ? GUESS_NONE : (guess_kind)rng_below(&t->random, GUESSES),
@@ -139,12 +140,10 @@ static void add(table *t, newton_row row, double most) {
 }
 
 static void add_kinds(table *t) {
-    static const dpcr_structure turns[] = {DPCR_P_DENSE, DPCR_P_DENSE,    DPCR_P_IDENTITY,
-                                           DPCR_P_ZERO,  DPCR_P_DIAGONAL, DPCR_P_SCALAR};
-    for (int64_t k = 0; k < COUNT(kinds) * 9; k++) {
-        newton_row row = draw_options(t, &kinds[k / 9]);
-        row.structure = turns[k % COUNT(turns)];
-        row.refresh = k % COUNT(turns) == 1 ? DPCR_ALWAYS : DPCR_ADAPTIVE;
+    for (int64_t k = 0; k < COUNT(kinds) * 8; k++) {
+        newton_row row = draw_options(t, &kinds[k / 8]);
+        row.structure = (dpcr_structure[]){DPCR_P_DENSE, DPCR_P_DENSE, DPCR_P_IDENTITY, DPCR_P_ZERO}[k % 4];
+        row.refresh = k % 4 == 1 ? DPCR_ALWAYS : DPCR_ADAPTIVE;
         row.chain.L = one_of(t, lengths + 4, COUNT(lengths) - 4);
         row.chain.w = one_of(t, widths + 1, COUNT(widths) - 1);
         row.chain.B = row.S = -1;
@@ -171,10 +170,22 @@ static void add_shapes(table *t) {
     }
 }
 
+/* Those of them that all rows above leave out; small ones. */
+static void add_structures(table *t) {
+    for (int64_t k = 0; k < COUNT(kinds) * 3; k++) {
+        newton_row row = draw_options(t, &kinds[k / 3]);
+        row.structure = k % 3 == 2 ? DPCR_P_SCALAR : DPCR_P_DIAGONAL;
+        row.refresh = k % 3 == 1 ? DPCR_ALWAYS : DPCR_ADAPTIVE;
+        row.chain.L = row.chain.B = row.chain.w = row.S = -1;
+        add(t, row, COST / 2);
+    }
+}
+
 newton_row *newton_rows(int *count) {
     table t = {.row = allocate(CAPACITY * sizeof(newton_row)), .random = {4}};
     add_kinds(&t);
     add_shapes(&t);
+    add_structures(&t);
     *count = t.count;
     check_context("the table of Newton's method");
     CHECK(t.count < CAPACITY, "rows were dropped");
