@@ -329,6 +329,8 @@ def test_structures_and_refreshes(device: torch.device) -> None:
     for options, factor in (
         ({"jacobian": "identity"}, 1e5),
         ({"jacobian": "zero"}, 1e5),
+        ({"jacobian": "scalar"}, 1e5),
+        ({"jacobian": "diagonal"}, 1e5),
         ({"refresh": "always"}, 1e5),
         ({"rtol": 1e-6}, 1e11),
     ):

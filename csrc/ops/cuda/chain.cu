@@ -56,9 +56,10 @@ static newton_pass make_newton(const dpcr_chain *chain, const dpcr_plan *plan, c
     pass.S = plan->segments;
     pass.options = *options;
     pass.options.max_sweeps = dpcr_sweep_limit(options, pass.S);
-    pass.free = options->structure != DPCR_P_DENSE ? options->structure
-                : dpcr_has_skip(chain)             ? DPCR_P_IDENTITY
-                                                   : DPCR_P_ZERO;
+    const dpcr_structure known =
+        dpcr_has_skip(chain) ? DPCR_P_IDENTITY : DPCR_P_ZERO; /* scalar P is that, too */
+    if (options->structure == DPCR_P_SCALAR) pass.options.structure = known;
+    pass.free = dpcr_P_columns(pass.options.structure, chain->w) > 0 ? known : pass.options.structure;
     pass.step_flops = dpcr_step_flops(chain);
     return pass;
 }

@@ -12,6 +12,9 @@
  *              products (kept while P is), every group again from its start; 3 sqrt(S) products with a vector deep,
  *              where cyclic reduction would multiply matrices
  *
+ * and that of diagonal P, or P = I, by a thread a row: S multiply-adds deep.  A scalar P is I or 0 for all steps that
+ * there are.
+ *
  * What is decided is ops/cpu/newton.inl's, function by function; the numbers are newton.h's.
  */
 #ifndef DEEPPCR_OPS_CUDA_NEWTON_H
@@ -25,8 +28,9 @@ enum { NEWTON_THREADS = 256, MOST_GROUPS = 32, UNGROUPED = 48 };
 /* One gang's workspace.  Element k + 1 of d is r_k, then d_{k+1}. */
 struct newton_arrays {
     void *starts, *ends, *d; /* (S,w) */
-    void *maps; /* (S,w,w): dense only, as the next two, which teams of a block have no use for */
-    void *group_maps, *group_d;     /* (MOST_GROUPS,w,w), (MOST_GROUPS,w) */
+    void *maps;              /* (S,w,w) dense, (S,w) diagonal */
+    void *group_maps,
+        *group_d; /* (MOST_GROUPS,w,w), (MOST_GROUPS,w): dense only, and not of teams of a block */
     double *size, *ratio, *P_norm;  /* (S) of e_k; of r_k, relative; of P_k */
     float *moved;                   /* (S) */
     int *unequal, *stale, *guarded; /* (S) */
@@ -61,7 +65,7 @@ static inline DPCR_EVERYWHERE size_t carve_newton(const newton_pass &p, char *ba
     a->starts = dpcr_take(&arena, S * w * element);
     a->ends = dpcr_take(&arena, S * w * element);
     a->d = dpcr_take(&arena, S * w * element);
-    a->maps = dense ? dpcr_take(&arena, S * w * w * element) : NULL;
+    a->maps = dpcr_take(&arena, S * (size_t)dpcr_P_size(p.options.structure, p.chain.w) * element);
     a->group_maps = groups ? dpcr_take(&arena, MOST_GROUPS * w * w * element) : NULL;
     a->group_d = groups ? dpcr_take(&arena, MOST_GROUPS * w * element) : NULL;
     a->size = (double *)dpcr_take(&arena, S * sizeof(double));
@@ -152,6 +156,22 @@ NEWTON_VIEW void map_times(const newton_view<TEAM> &v, const typename TEAM::T *M
     UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) y[q] = zero ? b[q] : product[q];
 }
 
+/* out = P_k d + b; own: the sample's own P, else the free one */
+NEWTON_VIEW void times_P(const newton_view<TEAM> &v, bool own, int64_t k,
+                         const typename TEAM::T (&d)[TEAM::ROWS], const typename TEAM::T (&b)[TEAM::ROWS],
+                         typename TEAM::T (&out)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    T P[TEAM::ROWS];
+    if (own && v.p->options.structure == DPCR_P_DENSE) {
+        map_times(v, map_of(v, v.a.maps, k), d, b, out);
+        return;
+    }
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) P[q] = v.p->free == DPCR_P_IDENTITY ? 1 : 0;
+    if (own) load_rows(v.at, (int)v.p->chain.w, row_at(v, v.a.maps, k), P);
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) out[q] =
+        P[q] == 0 || d[q] == 0 ? b[q] : fused(P[q], d[q], b[q]);
+}
+
 /* A team's turn in a loop over k0..k1-1 that all teams of a block go through together, each with every `teams`-th k;
  * one that has none left repeats the last, and keeps nothing of it. */
 struct turn {
@@ -221,7 +241,8 @@ template <bool BACKWARD, class TEAM> __device__ void begin(const newton_view<TEA
     if (v.k0 > 0 || threadIdx.x > 0) return;
     newton_sample sample = {};
     sample.phase = NEWTON_SWEEPING;
-    sample.refresh = p.options.structure == DPCR_P_DENSE && (BACKWARD || p.options.refresh == DPCR_ALWAYS);
+    sample.refresh =
+        dpcr_P_columns(p.options.structure, p.chain.w) > 0 && (BACKWARD || p.options.refresh == DPCR_ALWAYS);
     sample.before = INFINITY;
     sample.verdict = p.options.finish || p.options.max_sweeps == 0 ? DPCR_SEQUENTIAL : DPCR_UNCONVERGED;
     *v.a.sample = sample;
@@ -261,6 +282,31 @@ __device__ void through_with_P(const newton_view<TEAM> &v, int64_t k, bool own, 
     if (due && v.at.lane == 0) v.a.P_norm[k] = (double)norm, v.a.moved[k] = 0;
 }
 
+/* The same with a diagonal P_k = v . (P v). */
+template <bool BACKWARD, class TEAM>
+__device__ void through_with_diagonal(const newton_view<TEAM> &v, int64_t sweep, int64_t k, bool own,
+                                      bool due, typename TEAM::T (&x)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    const newton_pass &p = *v.p;
+    const int w = (int)p.chain.w;
+    const way on = way_through<TEAM>(p.chain, p.S, BACKWARD ? p.S - 1 - k : k, v.s, own);
+    T probe[TEAM::ROWS], P[TEAM::ROWS];
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) P[q] = probe[q] =
+        dpcr_probe_is_negative(sweep, k, row_of(v.at, q)) ? -1 : 1;
+    if (BACKWARD) {
+        T z[TEAM::ROWS];
+        load_rows(v.at, w, state_before<T>(p.chain, p.back, on.first, v.s), z);
+        walk_tangent(v.at, p.chain, v.near, on, (void *)NULL, 0, z, P);
+        walk_back(v.at, p.chain, v.near, p.back, on, x);
+    } else {
+        walk_tangent(v.at, p.chain, v.near, on, p.states, 0, x, P);
+    }
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) P[q] *= probe[q];
+    const double norm = norm_rows(v.at, w, P);
+    if (due) store_rows(v.at, w, P, row_at(v, v.a.maps, k));
+    if (due && v.at.lane == 0) v.a.P_norm[k] = norm, v.a.moved[k] = 0;
+}
+
 /* r_k = 0 */
 NEWTON_VIEW void settle_boundary(const newton_view<TEAM> &v, int64_t k) {
     const typename TEAM::T zero[TEAM::ROWS] = {};
@@ -286,10 +332,12 @@ __device__ void propagate(const newton_view<TEAM> &v, const newton_sample &now) 
         T x[TEAM::ROWS], next[TEAM::ROWS], r[TEAM::ROWS];
         load_rows(v.at, w, start_at(v, k), x);
         const double from = norm_rows(v.at, w, x);
-        if (any_team<TEAM>(due))
+        if (!any_team<TEAM>(due))
+            through<BACKWARD>(v, k, walks, x);
+        else if (p.options.structure == DPCR_P_DENSE)
             through_with_P<BACKWARD>(v, k, walks, due, x);
         else
-            through<BACKWARD>(v, k, walks, x);
+            through_with_diagonal<BACKWARD>(v, now.sweeps + 1, k, walks, due, x);
         if (walks) store_rows(v.at, w, x, row_at(v, v.a.ends, k));
         const double size = norm_rows(v.at, w, x);
         load_rows(v.at, w, k < p.S - 1 ? start_at(v, k + 1) : NULL, next);
@@ -326,7 +374,9 @@ template <bool BACKWARD, class TEAM> __device__ void count(const newton_view<TEA
         mine->sweeps++;
         mine->flops += (double)steps_from<BACKWARD>(p, mine->exact) * p.step_flops;
         if (mine->refresh && tally[ALL] > 0) mine->tangent_sweeps += tally[TANGENTS] / tally[ALL];
-        if (mine->refresh) mine->flops += tally[TANGENTS] * (double)p.chain.w * p.step_flops;
+        if (mine->refresh)
+            mine->flops +=
+                tally[TANGENTS] * (double)dpcr_P_columns(p.options.structure, p.chain.w) * p.step_flops;
         mine->has_P = mine->has_P || mine->refresh;
         mine->largest = tally[LARGEST];
         mine->rounding = tally[ROUNDING];
@@ -440,15 +490,16 @@ NEWTON_VIEW void solve_by_reduction(const newton_view<TEAM> &v, newton_sample *m
     walk_d(v, first, last, run, true, t == 0 ? NULL : carry + (t - 1) * W, true, d);
 }
 
-/* d_{k+1} = d_k + r_k: every row for itself */
-NEWTON_VIEW void solve_by_sums(const newton_view<TEAM> &v) {
+/* d_{k+1} = d_k + r_k, or with the sample's own P_k: every row for itself */
+NEWTON_VIEW void solve_by_sums(const newton_view<TEAM> &v, bool own) {
     typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
     for (int i = (int)threadIdx.x; i < w; i += (int)blockDim.x) {
         T sum = 0;
         for (int64_t j = 1; j < v.p->S; j++) {
             T *d = row_at(v, v.a.d, j) + i;
-            sum += *d;
+            const T P = own ? row_at(v, v.a.maps, j - 1)[i] : T(1);
+            sum = sum == 0 ? *d : fused(P, sum, *d); /* P might be inf */
             *d = sum;
         }
     }
@@ -456,38 +507,54 @@ NEWTON_VIEW void solve_by_sums(const newton_view<TEAM> &v) {
 
 NEWTON_VIEW void solve(const newton_view<TEAM> &v, newton_sample *mine, bool changed) {
     __syncthreads(); /* r is there */
-    if (mine->has_P) {
+    const bool dense = v.p->options.structure == DPCR_P_DENSE;
+    if (mine->has_P && dense) {
         if constexpr (TEAM::LANES == 1)
             solve_by_reduction(v, mine);
         else
             solve_in_groups(v, mine, changed);
-    } else if (v.p->free == DPCR_P_IDENTITY) {
-        solve_by_sums(v);
+    } else if (mine->has_P || v.p->free == DPCR_P_IDENTITY) {
+        solve_by_sums(v, mine->has_P);
     }
     __syncthreads();
     if (threadIdx.x > 0) return;
-    const double w = (double)v.p->chain.w;
-    if (mine->has_P) mine->flops += 4 * w * w * (double)(v.p->S - 1);
-    if (mine->has_P && TEAM::LANES == 1)
+    const double size = (double)dpcr_P_size(v.p->options.structure, v.p->chain.w);
+    if (mine->has_P) mine->flops += 4 * size * (double)(v.p->S - 1);
+    if (mine->has_P && dense && TEAM::LANES == 1)
         while ((INT64_C(1) << mine->levels) < v.p->S) mine->levels++;
 }
 
 /* ---- 4. the verdict -------------------------------------------------------------------------------- */
 
+/* r_k as it was before d took its place */
+NEWTON_VIEW void residual_at(const newton_view<TEAM> &v, int64_t k, typename TEAM::T (&r)[TEAM::ROWS]) {
+    typename TEAM::T e[TEAM::ROWS], next[TEAM::ROWS];
+    load_rows(v.at, (int)v.p->chain.w, row_at(v, v.a.ends, k), e);
+    load_rows(v.at, (int)v.p->chain.w, start_at(v, k + 1), next);
+    residual_of(v, e, next, r);
+}
+
 NEWTON_VIEW double relative_error(const newton_view<TEAM> &v) {
     typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
-    const bool add =
-        v.p->options.structure == DPCR_P_ZERO; /* then a running sum counts: all teams have all of it */
+    const dpcr_structure structure = v.p->options.structure;
+    /* then the running sum of r counts, too: all teams have all of it */
+    const bool add = structure != DPCR_P_DENSE && structure != DPCR_P_IDENTITY;
     const int64_t count = v.p->S - 1, stride = add ? 1 : v.teams;
     double q = 0;
-    T sum[TEAM::ROWS] = {}, d[TEAM::ROWS];
+    T sum[TEAM::ROWS] = {}, d[TEAM::ROWS], r[TEAM::ROWS];
     __syncthreads(); /* d is there */
     for (int64_t base = 0; base < count; base += stride) {
         const int64_t k = add ? base : turn_at(v, base, count).k;
         load_rows(v.at, w, row_at(v, v.a.d, k + 1), d);
-        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) sum[r] = add ? sum[r] + d[r] : d[r];
-        const double ratio = norm_rows(v.at, w, sum) / fmax(v.a.size[k], smallest_of(v));
+        double size = norm_rows(v.at, w, d);
+        if (add) {
+            residual_at(v, k, r);
+            UNROLL_ROWS for (int i = 0; i < TEAM::ROWS; i++) sum[i] += r[i];
+            const double drift = norm_rows(v.at, w, sum);
+            size = !(size < INFINITY) ? INFINITY : drift <= size ? size : drift; /* NaN, too */
+        }
+        const double ratio = size / fmax(v.a.size[k], smallest_of(v));
         q = !(ratio < INFINITY) ? INFINITY : ratio > q ? ratio : q;
     }
     return block_max(q);
@@ -502,14 +569,11 @@ NEWTON_VIEW bool is_right(const newton_view<TEAM> &v, const newton_sample &mine)
     return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
 
-/* out = P_k d_k + r_k, r_k as it was before d took its place; d: d_k */
+/* out = P_k d_k + r_k, of a sample that has P; d: d_k */
 NEWTON_VIEW void equation(const newton_view<TEAM> &v, int64_t k, const typename TEAM::T (&d)[TEAM::ROWS],
                           typename TEAM::T (&r)[TEAM::ROWS], typename TEAM::T (&out)[TEAM::ROWS]) {
-    typename TEAM::T e[TEAM::ROWS], next[TEAM::ROWS];
-    load_rows(v.at, (int)v.p->chain.w, row_at(v, v.a.ends, k), e);
-    load_rows(v.at, (int)v.p->chain.w, start_at(v, k + 1), next);
-    residual_of(v, e, next, r);
-    map_times(v, map_of(v, v.a.maps, k), d, r, out);
+    residual_at(v, k, r);
+    times_P(v, true, k, d, r, out);
 }
 
 /* Does d solve the equations?  Products of the P_k may have over- or underflowed. */
@@ -576,12 +640,7 @@ NEWTON_VIEW void update(const newton_view<TEAM> &v, const newton_sample &mine) {
         load_rows(v.at, w, row_at(v, v.a.ends, k), e);
         load_rows(v.at, w, row_at(v, v.a.d, k), d);
         const bool moves = !is_zero(v, d) && k >= mine.exact;
-        copy_rows(e, next);
-        if (mine.has_P)
-            map_times(v, map_of(v, v.a.maps, k), d, e, next);
-        else
-            UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) next[q] +=
-                v.p->free == DPCR_P_IDENTITY ? d[q] : T(0);
+        times_P(v, mine.has_P, k, d, e, next);
         const double reach = norm_rows(v.at, w, next);
         const bool passed = !moves || reach <= kNewtonGuard * mine.largest;
         UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) next[q] = moves && passed ? next[q] : e[q];
@@ -600,7 +659,8 @@ NEWTON_VIEW void update(const newton_view<TEAM> &v, const newton_sample &mine) {
 template <bool BACKWARD, class TEAM>
 __device__ void judge(const newton_view<TEAM> &v, newton_sample *mine, int64_t sweep) {
     const newton_pass &p = *v.p;
-    const bool dense = p.options.structure == DPCR_P_DENSE;
+    const bool dense = p.options.structure == DPCR_P_DENSE,
+               computes = dpcr_P_columns(p.options.structure, p.chain.w) > 0;
     enum { GUARDED, MOST };
     double seen[2] = {0, 0}, due = 0;
     __syncthreads(); /* moved and guarded are there */
@@ -621,9 +681,9 @@ __device__ void judge(const newton_view<TEAM> &v, newton_sample *mine, int64_t s
     const bool all = !mine->has_P || p.options.refresh == DPCR_ALWAYS;
     const bool poor =
         !(gain <= kNewtonSlow) && !(q <= kNewtonSmall * newton_constants<typename TEAM::T>::epsilon);
-    const bool wanted = dense && !candidate && !BACKWARD && (all || poor);
+    const bool wanted = computes && !candidate && !BACKWARD && (all || poor);
     const float far = kNewtonFar * (most < 1 ? (float)most : 1);
-    for (int64_t k = threadIdx.x; dense && k < p.S - 1; k += blockDim.x) {
+    for (int64_t k = threadIdx.x; computes && k < p.S - 1; k += blockDim.x) {
         const bool inexact = k > mine->exact;
         v.a.stale[k] = wanted && (all || (inexact && v.a.moved[k] > far));
         if (inexact && v.a.stale[k]) due = 1;

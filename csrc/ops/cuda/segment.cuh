@@ -115,7 +115,7 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
             copy_rows(start, z);
             UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) v[r] = row_of(at, r) == c ? 1 : 0;
             for (int64_t l = on.first; l < on.last; l++) {
-                step_tangent(at, chain, parameters_near<TEAM>(chain, near, l), z, v);
+                step_tangent(at, chain, parameters_near<TEAM>(chain, near, l), true, z, v);
                 if (states && c == 0) store_rows(at, w, z, state_row<T>(chain, states, l - origin, on.s));
             }
             UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
@@ -161,6 +161,19 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
         }
     }
     return largest;
+}
+
+/* As walk(), with one tangent: v times the product of the steps' Jacobians. */
+template <class TEAM>
+__device__ void walk_tangent(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near,
+                             const way &on, void *states, int64_t origin, typename TEAM::T (&z)[TEAM::ROWS],
+                             typename TEAM::T (&v)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    for (int64_t l = on.first; l < on.first + on.longest; l++) {
+        const bool live = on.own && l < on.last;
+        step_tangent(at, chain, parameters_near<TEAM>(chain, near, dpcr_min(l, on.last - 1)), live, z, v);
+        if (live && states) store_rows(at, (int)chain.w, z, state_row<T>(chain, states, l - origin, on.s));
+    }
 }
 
 /* The arrays of a backward pass that its steps read and write. */

@@ -289,11 +289,11 @@ __device__ void step_columns(const TEAM &at, const dpcr_chain &chain,
     }
 }
 
-/* z -> f(z), v -> f'(z) v: one tangent, as a block has them */
+/* live: z -> f(z), q -> f'(z) q: one tangent, in the rows of the team */
 template <class TEAM>
 __device__ void step_tangent(const TEAM &at, const dpcr_chain &chain,
-                             const step_parameters<typename TEAM::T> &p, typename TEAM::T (&z)[TEAM::ROWS],
-                             typename TEAM::T (&q)[TEAM::ROWS]) {
+                             const step_parameters<typename TEAM::T> &p, bool live,
+                             typename TEAM::T (&z)[TEAM::ROWS], typename TEAM::T (&q)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const T scale = (T)chain.scale;
     const int w = (int)chain.w, h = (int)chain.h;
@@ -328,8 +328,10 @@ __device__ void step_tangent(const TEAM &at, const dpcr_chain &chain,
     }
     const bool skip = chain.step == DPCR_RESIDUAL || chain.skip;
     UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
-        z[r] = skip ? fused(scale, out[r], z[r]) : scale * out[r];
-        q[r] = skip ? fused(scale, v[r], q[r]) : scale * v[r];
+        const T next = skip ? fused(scale, out[r], z[r]) : scale * out[r];
+        const T moved = skip ? fused(scale, v[r], q[r]) : scale * v[r];
+        z[r] = live ? next : z[r];
+        q[r] = live ? moved : q[r];
     }
 }
 
