@@ -119,6 +119,7 @@ static dpcr_status solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_sol
                          const dpcr_plan *plan, const dpcr_newton *options, void *workspace, size_t *bytes) {
     device_limits limits;
     RETURN_IF(check_width(chain));
+    RETURN_IF(check_structure(chain, plan, options));
     if (bytes) *bytes = 0;
     if (dpcr_no_states(chain) || chain->L == 0) {
         const size_t columns = (size_t)(DPCR_REPORT * chain->B) * sizeof(double);
@@ -242,6 +243,7 @@ static dpcr_status walk_segments(const backward &b, newton_pass *pass) {
 /* An empty chain, or one without samples: gradients are those of the end, and empty sums. */
 static dpcr_status backward_of_nothing(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays) {
     RETURN_IF(dpcr_cuda_zero(exec, arrays->report, (size_t)(DPCR_REPORT * chain->B) * sizeof(double)));
+    RETURN_IF(dpcr_cuda_clear_sums(exec, chain, arrays));
     RETURN_IF(dpcr_cuda_clear_gradients(exec, chain, arrays, 0, chain->L));
     if (!arrays->gz0) return DPCR_OK;
     return arrays->gz ? copy(exec, arrays->gz0, arrays->gz, state_bytes(chain))
@@ -252,6 +254,7 @@ static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dp
                                const dpcr_plan *plan, const dpcr_newton *options, void *workspace,
                                size_t *bytes) {
     RETURN_IF(check_width(chain));
+    RETURN_IF(check_structure(chain, plan, options));
     if (bytes) *bytes = 0;
     if (dpcr_no_states(chain) || chain->L == 0)
         return bytes ? DPCR_OK : backward_of_nothing(exec, chain, arrays);
@@ -263,7 +266,7 @@ static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dp
     for (int i = 0; i < DPCR_PARAMETERS; i++) b.parameters = b.parameters || arrays->gparameter[i];
     b.S = plan->segments;
     b.recompute = !arrays->states && arrays->checkpoints;
-    b.saves = b.parameters || canonical(chain).layers > 1;
+    b.saves = b.parameters || dpcr_step_layers(chain) > 1;
     b.units = b.S > 1 ? b.S : b.recompute ? dpcr_checkpoints(chain->L, 1) : chain->L;
     b.chunk = b.units;
     newton_pass pass = make_newton(chain, plan, options);
@@ -291,6 +294,7 @@ static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dp
     if (bytes) *bytes = needed;
     if (bytes) return DPCR_OK;
     carve(&b, newton, workspace);
+    RETURN_IF(dpcr_cuda_clear_sums(exec, chain, arrays));
     return newton ? walk_segments(b, newton) : walk_chunks(b);
 }
 

@@ -783,7 +783,7 @@ __global__ void THREADS(NEWTON_THREADS) newton_kernel(const __grid_constant__ ne
     v.near = {slots, p.slot, 0, 0};
     const int64_t k0 = BACKWARD ? p.S - v.k1 : v.k0, k1 = BACKWARD ? p.S - v.k0 : v.k1;
     const int64_t first = dpcr_edge(k0, p.chain.L, p.S), last = dpcr_edge(k1, p.chain.L, p.S);
-    if (!TEAM::BLOCK && last - first <= p.resident_steps) {
+    if (TEAM::STAGES && last - first <= p.resident_steps) {
         const int t = (int)threadIdx.x, threads = (int)blockDim.x;
         stage_zeros(slots, (int)(last - first) * p.slot.size, t, threads);
         __syncthreads(); /* before copies land */

@@ -24,10 +24,13 @@ static constexpr int TEAM_WARP = 32, BLOCK_LANES = 256, BLOCK_ROWS = 4, WIDE_ROW
 
 static constexpr unsigned kAllLanes = 0xffffffffu;
 
-template <class T_, int LANES_, int ROWS_> struct team {
+/* DENOISES: of the chains whose steps have code of their own, denoise.cuh. */
+template <class T_, int LANES_, int ROWS_, bool DENOISES_ = false> struct team {
     typedef T_ T;
     static constexpr int LANES = LANES_, ROWS = ROWS_, N = LANES_ * ROWS_;
-    static constexpr bool BLOCK = LANES_ == BLOCK_LANES, WIDE = ROWS_ == WIDE_ROWS;
+    static constexpr bool BLOCK = LANES_ == BLOCK_LANES, WIDE = ROWS_ == WIDE_ROWS, DENOISES = DENOISES_;
+    /* Whether parameters of steps are brought into shared memory (stage.cuh). */
+    static constexpr bool STAGES = !BLOCK && !DENOISES;
     /* Rows of WIDE vectors are looped over, so these lie in the thread's local memory, in the first-level cache: as
      * registers they would not fit, and a step reads at least their square of weights. */
     static constexpr int AT_ONCE = WIDE ? 1 : ROWS_;
@@ -226,18 +229,19 @@ __device__ void block_times_transposed(const TEAM &at, const weights<typename TE
     }
 }
 
-/* Of WIDE vectors these are called, not copied to where they are needed: ptxas would take minutes. */
+/* Of WIDE vectors and steps of denoising these are called, not copied to where they are needed: ptxas would take
+ * minutes. */
 template <class TEAM>
-__device__ NOT_INLINED void wide_times(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
-                                       const typename TEAM::T (&x)[TEAM::ROWS],
-                                       typename TEAM::T (&y)[TEAM::ROWS]) {
+__device__ NOT_INLINED void called_times(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
+                                         const typename TEAM::T (&x)[TEAM::ROWS],
+                                         typename TEAM::T (&y)[TEAM::ROWS]) {
     block_times(at, W, n_out, n_in, x, y);
 }
 
 template <class TEAM>
-__device__ NOT_INLINED void wide_times_transposed(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
-                                                  const typename TEAM::T (&x)[TEAM::ROWS],
-                                                  typename TEAM::T (&y)[TEAM::ROWS]) {
+__device__ NOT_INLINED void called_times_transposed(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
+                                                    const typename TEAM::T (&x)[TEAM::ROWS],
+                                                    typename TEAM::T (&y)[TEAM::ROWS]) {
     block_times_transposed(at, W, n_out, n_in, x, y);
 }
 
@@ -249,8 +253,8 @@ __device__ void times(const TEAM &at, const weights<typename TEAM::T> &W, int n_
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];
-        if constexpr (TEAM::WIDE)
-            wide_times(at, W, n_out, n_in, x, product);
+        if constexpr (TEAM::WIDE || TEAM::DENOISES)
+            called_times(at, W, n_out, n_in, x, product);
         else
             block_times(at, W, n_out, n_in, x, product);
         UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) y[r] = product[r] + b[r];
@@ -273,8 +277,8 @@ __device__ void times_transposed(const TEAM &at, const weights<typename TEAM::T>
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];
-        if constexpr (TEAM::WIDE)
-            wide_times_transposed(at, W, n_out, n_in, x, product);
+        if constexpr (TEAM::WIDE || TEAM::DENOISES)
+            called_times_transposed(at, W, n_out, n_in, x, product);
         else
             block_times_transposed(at, W, n_out, n_in, x, product);
         copy_rows(product, y);
