@@ -56,9 +56,9 @@ static newton_pass make_newton(const dpcr_chain *chain, const dpcr_plan *plan, c
     pass.S = plan->segments;
     pass.options = *options;
     pass.options.max_sweeps = dpcr_sweep_limit(options, pass.S);
-    const dpcr_structure known =
-        dpcr_has_skip(chain) ? DPCR_P_IDENTITY : DPCR_P_ZERO; /* scalar P is that, too */
-    if (options->structure == DPCR_P_SCALAR) pass.options.structure = known;
+    const dpcr_structure known = dpcr_has_skip(chain) ? DPCR_P_IDENTITY : DPCR_P_ZERO;
+    if (options->structure == DPCR_P_SCALAR && chain->step != DPCR_DENOISE) /* then it is that, too */
+        pass.options.structure = known;
     pass.free = dpcr_P_columns(pass.options.structure, chain->w) > 0 ? known : pass.options.structure;
     pass.step_flops = dpcr_step_flops(chain);
     return pass;
@@ -119,7 +119,6 @@ static dpcr_status solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_sol
                          const dpcr_plan *plan, const dpcr_newton *options, void *workspace, size_t *bytes) {
     device_limits limits;
     RETURN_IF(check_width(chain));
-    RETURN_IF(check_structure(chain, plan, options));
     if (bytes) *bytes = 0;
     if (dpcr_no_states(chain) || chain->L == 0) {
         const size_t columns = (size_t)(DPCR_REPORT * chain->B) * sizeof(double);
@@ -254,7 +253,6 @@ static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dp
                                const dpcr_plan *plan, const dpcr_newton *options, void *workspace,
                                size_t *bytes) {
     RETURN_IF(check_width(chain));
-    RETURN_IF(check_structure(chain, plan, options));
     if (bytes) *bytes = 0;
     if (dpcr_no_states(chain) || chain->L == 0)
         return bytes ? DPCR_OK : backward_of_nothing(exec, chain, arrays);
@@ -270,6 +268,7 @@ static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dp
     b.units = b.S > 1 ? b.S : b.recompute ? dpcr_checkpoints(chain->L, 1) : chain->L;
     b.chunk = b.units;
     newton_pass pass = make_newton(chain, plan, options);
+    pass.adjoint = true;
     newton_pass *newton = b.S > 1 ? &pass : NULL;
     const size_t cap = plan->workspace_cap;
     if (newton) {
