@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The step of denoising by a team: forward, Jacobian times vectors, and vector times Jacobian; the formulas are in
+ * The step of denoising by a team: forward, Jacobian times vector, and vector times Jacobian; the formulas are in
  * ops/cpu/denoise.inl.  Its teams are types of their own (TEAM::DENOISES), so that the kernels of other kinds are
- * compiled without it.
+ * compiled without it: a warp or a block, because a network that is worth it is wide.
  *
  * All steps read the same matrices, where they are: after the first step in the second-level cache.  The noise has a
  * row a sample, so a step is told which one it takes.
@@ -80,35 +80,9 @@ __device__ void denoise_forward(const TEAM &at, const dpcr_chain &chain, int64_t
     denoise_outer(at, chain, l, s, live, x, z);
 }
 
-/* ---- tangents ---------------------------------------------------------------------------------- */
+/* ---- one tangent ------------------------------------------------------------------------------- */
 
-/* live: z -> f(z), Q -> f'(z) Q */
-template <class TEAM>
-__device__ void denoise_columns(const TEAM &at, const dpcr_chain &chain, int64_t l, int64_t s, bool live,
-                                typename TEAM::T (&z)[TEAM::ROWS], columns<TEAM> &Q) {
-    typedef typename TEAM::T T;
-    const denoise_factors<T> by = denoise_factors_of<T>(chain, l);
-    const int w = (int)chain.w, h = (int)chain.h;
-    T x[TEAM::ROWS], slope[TEAM::ROWS];
-    columns<TEAM> V = Q;
-    copy_rows(z, x);
-    for (int m = 0; m <= (int)chain.layers; m++) {
-        columns<TEAM> U = V;
-        denoise_layer(at, chain, l, m, x, slope);
-        columns_times<TEAM>(denoise_matrix<TEAM>(chain, m), h, m == 0 ? w : h, U);
-        columns_scale<TEAM>(h, slope, U);
-        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
-            m == 0 ? U.v[q][i] : V.v[q][i] + U.v[q][i];
-    }
-    columns_times<TEAM>(denoise_last<TEAM>(chain), w, h, V);
-    denoise_outer(at, chain, l, s, live, x, z);
-    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) {
-        const T next = fused(by.a, Q.v[q][i], by.c * V.v[q][i]);
-        Q.v[q][i] = live ? next : Q.v[q][i];
-    }
-}
-
-/* live: z -> f(z), q -> f'(z) q: one tangent */
+/* z -> f(z), q -> f'(z) q */
 template <class TEAM>
 __device__ void denoise_tangent(const TEAM &at, const dpcr_chain &chain, int64_t l, int64_t s, bool live,
                                 typename TEAM::T (&z)[TEAM::ROWS], typename TEAM::T (&q)[TEAM::ROWS]) {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Parameter gradients from what step_back() has saved: a thread an element, which adds up the samples in their
- * order, or, of what all steps share, the samples of all steps from the last.  gradient.cu says which are matrix products instead.
+ * order, or, of what all steps share, the samples of all steps from the last.  gradient.cu says which are matrix
+ * products instead.
  */
 #ifndef DEEPPCR_OPS_CUDA_GRADIENT_H
 #define DEEPPCR_OPS_CUDA_GRADIENT_H

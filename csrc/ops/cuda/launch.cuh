@@ -29,11 +29,10 @@ template <> struct widest_in_warp<double> {
      : widest_of(chain) <= BLOCK_LANES * BLOCK_ROWS ? RUN<team<T, BLOCK_LANES, BLOCK_ROWS>>(__VA_ARGS__) \
                                                     : RUN<team<T, BLOCK_LANES, WIDE_ROWS>>(__VA_ARGS__))
 #define THREAD_TEAM(T) team<T, 1, 4>
-/* Fewer: a network that is worth it is wide. */
-#define FOR_DENOISING_TEAM(chain, T, RUN, ...)                       \
-    (widest_of(chain) <= 16 ? RUN<team<T, 16, 1, true>>(__VA_ARGS__) \
-     : widest_of(chain) <= BLOCK_LANES * BLOCK_ROWS                  \
-         ? RUN<team<T, BLOCK_LANES, BLOCK_ROWS, true>>(__VA_ARGS__)  \
+#define FOR_DENOISING_TEAM(chain, T, RUN, ...)                                     \
+    (widest_of(chain) <= TEAM_WARP ? RUN<team<T, TEAM_WARP, 1, true>>(__VA_ARGS__) \
+     : widest_of(chain) <= BLOCK_LANES * BLOCK_ROWS                                \
+         ? RUN<team<T, BLOCK_LANES, BLOCK_ROWS, true>>(__VA_ARGS__)                \
          : RUN<team<T, BLOCK_LANES, WIDE_ROWS, true>>(__VA_ARGS__))
 
 #define FOR_TEAM_OF(chain, T, RUN, ...) FOR_TEAM(chain, T, THREAD_TEAM(T), RUN, __VA_ARGS__)

@@ -423,7 +423,7 @@ NEWTON_VIEW void walk_d(const newton_view<TEAM> &v, int64_t first, int64_t last,
 NEWTON_VIEW void multiply_group(const newton_view<TEAM> &v, int64_t first, int64_t last, int64_t exact,
                                 typename TEAM::T *product) {
     typedef typename TEAM::T T;
-    if constexpr (!TEAM::BLOCK) {
+    if constexpr (TEAM::STAGES) {
         const int w = (int)v.p->chain.w;
         columns<TEAM> V;
         UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
@@ -444,7 +444,8 @@ NEWTON_VIEW void solve_in_groups(const newton_view<TEAM> &v, newton_sample *mine
     const int w = (int)v.p->chain.w;
     const int64_t count = v.p->S - 1;
     int groups = 1;
-    while (count > UNGROUPED && groups < v.teams && groups < MOST_GROUPS && (int64_t)groups * groups < count)
+    while (TEAM::STAGES && count > UNGROUPED && groups < v.teams && groups < MOST_GROUPS
+           && (int64_t)groups * groups < count)
         groups++;
     /* whole warps take part, whose other teams keep nothing */
     const bool first_warp = TEAM::BLOCK || threadIdx.x < TEAM_WARP, leads = v.rank == 0;

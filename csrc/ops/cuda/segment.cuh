@@ -68,7 +68,7 @@ template <class TEAM>
 __device__ void walk(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near,
                      const way &on, void *states, int64_t origin, typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
-    if constexpr (!TEAM::BLOCK && !TEAM::DENOISES) {
+    if constexpr (TEAM::STAGES) {
         if (is_simple(chain)) {
             T *rows = on.own && states ? state_row<T>(chain, states, on.first - origin, on.s) : NULL;
             walk_simple(at, chain, simple_near<TEAM>(chain, near, on.first, on.last),
@@ -123,7 +123,7 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
     const int w = (int)chain.w;
     const bool by_columns = P.row == 1 && w > 1;
     T largest = 0;
-    if constexpr (TEAM::BLOCK) { /* column by column, from the start each time */
+    if constexpr (!TEAM::STAGES) { /* column by column, from the start each time */
         T start[TEAM::ROWS], sums[TEAM::ROWS] = {};
         copy_rows(z, start);
         for (int c = 0; c < w; c++) {
@@ -152,11 +152,7 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
             i == at.lane * TEAM::ROWS + q ? 1 : 0;
         for (int64_t l = on.first; l < on.first + on.longest; l++) {
             const bool live = on.own && l < on.last;
-            const int64_t step = dpcr_min(l, on.last - 1);
-            if constexpr (TEAM::DENOISES)
-                denoise_columns(at, chain, step, on.s, live, z, V);
-            else
-                step_columns(at, chain, parameters_near<TEAM>(chain, near, step), live, z, V);
+            step_columns(at, chain, parameters_near<TEAM>(chain, near, dpcr_min(l, on.last - 1)), live, z, V);
             if (live && states) store_rows(at, w, z, state_row<T>(chain, states, l - origin, on.s));
         }
         T column[TEAM::ROWS] = {};
@@ -218,7 +214,7 @@ __device__ void walk_back(const TEAM &at, const dpcr_chain &chain, const residen
     typedef typename TEAM::T T;
     const int w = (int)chain.w;
     const bool plain = is_plain(chain);
-    if constexpr (!TEAM::BLOCK && !TEAM::DENOISES) {
+    if constexpr (TEAM::STAGES) {
         if (plain) {
             const int64_t l = on.last - 1, width = saved_size(chain), row = chain.B * chain.w;
             T *saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + on.s) * width;
