@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// torch.ops.deeppcr.mlp, .euler, .residual, .layers and their backwards.
+// torch.ops.deeppcr.mlp, .euler, .residual, .layers, .denoise and their backwards.
 #include "bridge.h"
 #include "operators.h"
 #include "solver.h"
@@ -45,8 +45,9 @@ dpcr_norm norm_of(const std::string &norm) {
     return DPCR_RMS_NORM;
 }
 
-constexpr std::array<const char *, DPCR_PARAMETERS> kParameterNames = {"weight1", "bias1",       "weight2",
-                                                                       "bias2",   "norm_weight", "norm_bias"};
+constexpr std::array<const char *, DPCR_PARAMETERS> kParameterNames = {
+    "weight1",   "bias1",         "weight2",      "bias2", "norm_weight",
+    "norm_bias", "weight_hidden", "coefficients", "noise"};
 using Parameters = std::array<std::optional<Tensor>, DPCR_PARAMETERS>;
 
 // A chain with the tensors whose memory it points to.
@@ -156,6 +157,29 @@ Chain layers_chain(const Tensor &z0, const Parameters &parameters, const LayersO
     set_parameter(chain, DPCR_B1, "bias", {L, M, w});
     set_parameter(chain, DPCR_GAMMA, "norm_weight", {L, M, w});
     set_parameter(chain, DPCR_BETA, "norm_bias", {L, M, w});
+    return chain;
+}
+
+// M, L and h are those of the biases (L,M+1,h).
+Chain denoise_chain(const Tensor &z0, const Parameters &parameters, const std::string &activation,
+                    const std::vector<double> &activation_parameters) {
+    const Tensor &bias = *parameters[DPCR_B1];
+    Chain chain = start_chain(DPCR_DENOISE, z0, bias, "bias");
+    const int64_t L = chain.c.L, M = bias.size(1) - 1, h = bias.size(2), B = chain.c.B, w = chain.c.w;
+    require(M >= 0, "bias must have shape (L, M + 1, h) with M >= 0");
+    require(M == 0 || parameters[DPCR_WH],
+            "weight_hidden must be given where bias has shape (L, M + 1, h) with M >= 1");
+    chain.c.layers = M, chain.c.h = h;
+    set_activation(chain.c, activation, activation_parameters);
+    chain.parameters = parameters;
+    chain.order = {DPCR_W1, DPCR_B1, DPCR_WH, DPCR_W2, DPCR_B2, DPCR_COEFFICIENTS, DPCR_NOISE};
+    set_parameter(chain, DPCR_W1, "weight_in", {h, w});
+    set_parameter(chain, DPCR_B1, "bias", {L, M + 1, h});
+    set_parameter(chain, DPCR_WH, "weight_hidden", {M, h, h});
+    set_parameter(chain, DPCR_W2, "weight_out", {w, h});
+    set_parameter(chain, DPCR_B2, "bias_out", {w});
+    set_parameter(chain, DPCR_COEFFICIENTS, "coefficients", {L, 2});
+    set_parameter(chain, DPCR_NOISE, "noise", {L, B, w});
     return chain;
 }
 
@@ -352,6 +376,34 @@ layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor 
     const std::vector<Tensor> g =
         backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3], g[4], g[5]};
+}
+
+std::tuple<Tensor, Tensor, Tensor>
+denoise(Tensor z0, Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
+        std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
+        std::optional<Tensor> guess, std::string activation, std::vector<double> activation_parameters,
+        int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+        int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep) {
+    const Parameters parameters = {weight_in,    bias,          weight_out,   bias_out, std::nullopt,
+                                   std::nullopt, weight_hidden, coefficients, noise};
+    return forward(denoise_chain(z0, parameters, activation, activation_parameters), guess,
+                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+denoise_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
+                 Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
+                 std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
+                 std::string activation, std::vector<double> activation_parameters, int64_t segments,
+                 std::string jacobian, std::string refresh, double rtol, double atol, int64_t max_sweeps,
+                 bool finish, std::vector<bool> frozen, std::string keep, std::vector<bool> needs) {
+    const Parameters parameters = {weight_in,    bias,          weight_out,   bias_out, std::nullopt,
+                                   std::nullopt, weight_hidden, coefficients, noise};
+    const Chain chain = denoise_chain(z0, parameters, activation, activation_parameters);
+    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
+    const std::vector<Tensor> g =
+        backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
+    return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8]};
 }
 
 } // namespace deeppcr

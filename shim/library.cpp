@@ -16,6 +16,9 @@
 #define RESIDUAL_OPTIONS MLP_OPTIONS ", str norm, float norm_eps, float scale"
 #define LAYERS_PARAMETERS ", Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias"
 #define LAYERS_OPTIONS MLP_OPTIONS ", str norm, float norm_eps, bool skip, float scale"
+#define DENOISE_PARAMETERS                                                                         \
+    ", Tensor weight_in, Tensor bias, Tensor? weight_hidden, Tensor weight_out, Tensor? bias_out," \
+    " Tensor coefficients, Tensor? noise"
 #define SOLVER_OPTIONS                                                                                    \
     ", SymInt segments, str jacobian, str refresh, float rtol, float atol, int max_sweeps, bool finish, " \
     "bool[] frozen, str keep"
@@ -50,4 +53,10 @@ STABLE_TORCH_LIBRARY(deeppcr, m) {
               LAYERS_OPTIONS SOLVER_OPTIONS ", bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias, "
           "Tensor gnorm_weight, Tensor gnorm_bias,"
           " Tensor info)");
+    m.def("denoise(Tensor z0" DENOISE_PARAMETERS ", Tensor? guess" MLP_OPTIONS SOLVER_OPTIONS
+          ") -> (Tensor z, Tensor states, Tensor info)");
+    m.def("denoise_backward(Tensor? gz, Tensor? gstates, Tensor z0, Tensor kept" DENOISE_PARAMETERS
+              MLP_OPTIONS SOLVER_OPTIONS ", bool[] needs) -> (Tensor gz0, Tensor gweight_in, Tensor gbias,"
+          " Tensor gweight_hidden, Tensor gweight_out, Tensor gbias_out, Tensor gcoefficients,"
+          " Tensor gnoise, Tensor info)");
 }

@@ -78,6 +78,21 @@ layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor 
                 double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
                 std::vector<bool> needs);
 
+std::tuple<Tensor, Tensor, Tensor>
+denoise(Tensor z0, Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
+        std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
+        std::optional<Tensor> guess, std::string activation, std::vector<double> activation_parameters,
+        int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
+        int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+denoise_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
+                 Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
+                 std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
+                 std::string activation, std::vector<double> activation_parameters, int64_t segments,
+                 std::string jacobian, std::string refresh, double rtol, double atol, int64_t max_sweeps,
+                 bool finish, std::vector<bool> frozen, std::string keep, std::vector<bool> needs);
+
 // As the kernels of the library's device.
 inline void implement(torch::stable::detail::StableLibrary &m) {
     m.impl("linear_recurrence", TORCH_BOX(&linear_recurrence));
@@ -91,6 +106,8 @@ inline void implement(torch::stable::detail::StableLibrary &m) {
     m.impl("residual_backward", TORCH_BOX(&residual_backward));
     m.impl("layers", TORCH_BOX(&layers));
     m.impl("layers_backward", TORCH_BOX(&layers_backward));
+    m.impl("denoise", TORCH_BOX(&denoise));
+    m.impl("denoise_backward", TORCH_BOX(&denoise_backward));
 }
 
 } // namespace deeppcr

@@ -26,6 +26,7 @@ from ._plan import ChainInfo, ConvergenceError, ConvergenceWarning, Plan, Status
 from ._switch import sequential  # noqa: E402
 from .functional import (  # noqa: E402
     RecurrenceInfo,
+    denoise_chain,
     euler_chain,
     layers_chain,
     linear_recurrence,
@@ -54,6 +55,7 @@ __all__ = [
     "Report",
     "Schedule",
     "Status",
+    "denoise_chain",
     "euler_chain",
     "layers_chain",
     "linear_recurrence",

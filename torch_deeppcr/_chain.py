@@ -171,7 +171,7 @@ class Chain(torch.autograd.Function):
         def call(*one: Any) -> tuple[Tensor, ...]:
             return solve(kind, options, keep, *one)  # type: ignore[return-value]  # not the loop
 
-        return _vmap.chain(call, info.batch_size, in_dims[3:], *tensors)
+        return _vmap.chain(call, info.batch_size, in_dims[3:], kind.sampled, *tensors)
 
 
 class RecordedChain(Chain):
@@ -255,7 +255,8 @@ class ChainBackward(torch.autograd.Function):
         def call(*one: Any) -> tuple[Tensor, ...]:
             return pullback(kind, options, keep, needs, *one)
 
-        return _vmap.chain_backward(call, info.batch_size, in_dims[4:], needs, *tensors)
+        dims, sampled = in_dims[4:], kind.sampled
+        return _vmap.chain_backward(call, info.batch_size, dims, sampled, needs, *tensors)
 
 
 class RecordedChainBackward(ChainBackward):

@@ -76,7 +76,9 @@ def parameters(
     """
     if state.dim() == 0:
         raise ValueError(f"{input_name} must have shape (..., w), got a tensor without dimensions")
-    sizes = {"w": state.shape[-1]}
+    sizes = {"w": state.shape[-1], "2": 2}
+    if state.dim() == 2:
+        sizes["B"] = state.shape[0]
     dtype, device = state.dtype, state.device
     for (name, (letters, required)), value in zip(shapes.items(), values, strict=True):
         if value is None and not required:
@@ -171,6 +173,23 @@ def sublayers(weight: object) -> None:
     """A weight of four dimensions has layers in its steps; other shapes are somebody else's."""
     if isinstance(weight, Tensor) and weight.dim() == 4 and weight.shape[1] < 1:
         raise ValueError("weight must have shape (L, M, w, w) with M >= 1")
+
+
+def hidden_layers(bias: object, weight_hidden: object) -> None:
+    """Biases (L, M + 1, h) are for M hidden layers; other shapes are somebody else's."""
+    if not isinstance(bias, Tensor) or bias.dim() != 3:
+        return
+    if weight_hidden is None:
+        layers = 0
+    elif isinstance(weight_hidden, Tensor) and weight_hidden.dim() == 3:
+        layers = weight_hidden.shape[0]
+    else:
+        return
+    if bias.shape[1] != layers + 1:
+        raise ValueError(
+            f"bias must have shape (L, M + 1, h) with the M = {layers} of weight_hidden, "
+            f"got {tuple(bias.shape)}"
+        )
 
 
 def norm_parameters(norm: str, norm_weight: object, norm_bias: object) -> None:

@@ -38,21 +38,24 @@ def _size(shape: Any) -> int:
 
 
 def _register_chain(kind: ChainKind) -> None:
-    weights = [index for index, (_, required) in enumerate(kind.shapes.values()) if required]
+    weights, first_stack = kind.matrices, kind.stacked.index(True)
 
     def step_flops(z0: Any, parameters: Any, index: int) -> int:
         """Of one product of all samples with one weight, of one step."""
         shape = parameters[index]
-        return 2 * z0[0] * _size(shape) // max(shape[0], 1)
+        if shape is None:
+            return 0
+        return 2 * z0[0] * _size(shape) // (max(shape[0], 1) if kind.stacked[index] else 1)
 
     def forward(z0: Any, *rest: Any, out_shape: Any = None, **_: Any) -> int:
-        return rest[weights[0]][0] * sum(step_flops(z0, rest, index) for index in weights)
+        return rest[first_stack][0] * sum(step_flops(z0, rest, index) for index in weights)
 
     def backward(*inputs: Any, out_shape: Any = None, **_: Any) -> int:
         z0, parameters = inputs[2], inputs[4 : 4 + kind.count]
         frozen, _, needs = inputs[-3:]
         first_weight = parameters[weights[0]]
-        trained = [any(needs[1:]) and not flag for flag in frozen or [False] * first_weight[0]]
+        length = parameters[first_stack][0]
+        trained = [any(needs[1:]) and not flag for flag in frozen or [False] * length]
         if not (needs[0] or any(trained)):
             return 0
         first = 0 if needs[0] else trained.index(True)

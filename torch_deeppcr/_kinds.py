@@ -21,7 +21,7 @@ states, from which backward computes the others again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -54,10 +54,29 @@ class Options(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class ChainKind:
     name: str
-    shapes: dict[str, tuple[str, bool]]  # parameter -> (shape in letters, must it be there)
+    # parameter -> (shape in letters, must it be there); without an L, all steps share it
+    shapes: dict[str, tuple[str, bool]]
     reference: Callable[..., tuple[Tensor, Tensor]]
     check_options: Callable[..., None]  # (parameters, *options)
     has_skip: Callable[..., bool]  # of its options: whether z_{l-1} is a term of z_l
+    # Of each parameter, whether it has a row for each step.
+    stacked: tuple[bool, ...] = field(init=False)
+    # Indices of the parameters with a row for each sample, (L,B,w), and of those that are matrices.
+    sampled: tuple[int, ...] = field(init=False)
+    matrices: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        letters = [letters for letters, _ in self.shapes.values()]
+
+        def where(holds: Callable[[str], bool]) -> tuple[int, ...]:
+            return tuple(index for index, shape in enumerate(letters) if holds(shape))
+
+        def is_matrix(shape: str) -> bool:
+            return len(shape) > 1 and not set(shape[-2:]) - {"w", "h"}
+
+        object.__setattr__(self, "stacked", tuple(shape[0] == "L" for shape in letters))
+        object.__setattr__(self, "sampled", where(lambda shape: shape == "LBw"))
+        object.__setattr__(self, "matrices", where(is_matrix))
 
     @property
     def count(self) -> int:
@@ -68,10 +87,14 @@ class ChainKind:
         self, options: Options, with_states: bool, z0: Tensor, *parameters: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The reference in the dtype of its inputs, also under autocast."""
+        steps: tuple[Tensor | list[Tensor] | None, ...]
         if any(options.frozen):
-            parameters = tuple(_stop_gradient(options.frozen, p) for p in parameters)
+            values = zip(parameters, self.stacked, strict=True)
+            steps = tuple(_stop_gradient(options.frozen, p, stacked) for p, stacked in values)
+        else:
+            steps = parameters
         with without_autocast(z0):
-            return self.reference(z0, *parameters, *options.step, with_states)
+            return self.reference(z0, *steps, *options.step, with_states)
 
     def forward(
         self, options: Options, keep: str, *tensors: Tensor | None
@@ -89,17 +112,25 @@ class ChainKind:
 
     def flops(self, parameters: Sequence[Tensor | None]) -> int:
         """Of the matrix products of one sample, walked once."""
-        required = (there for _, there in self.shapes.values())
-        weights = zip(parameters, required, strict=True)
-        return sum(2 * p.numel() for p, there in weights if there and p is not None)
+        stacks = zip(parameters, self.stacked, strict=True)
+        length = next(p.shape[0] for p, stacked in stacks if stacked and p is not None)
+        weights = [(parameters[index], self.stacked[index]) for index in self.matrices]
+        steps = [(p, 1 if stacked else length) for p, stacked in weights]
+        return sum(2 * count * p.numel() for p, count in steps if p is not None)
 
 
-def _stop_gradient(frozen: Sequence[bool], parameter: Tensor | None) -> Tensor | None:
-    """The parameter (L, ...), a constant in the steps that are frozen."""
+def _stop_gradient(
+    frozen: Sequence[bool], parameter: Tensor | None, stacked: bool
+) -> Tensor | list[Tensor] | None:
+    """The parameter, a constant in the steps that are frozen: (L, ...), or one that all steps share
+    as a list of what each step has."""
     if parameter is None:
         return None
-    steps = zip(frozen, parameter.unbind(0), strict=True)
-    return torch.stack([step.detach() if constant else step for constant, step in steps])
+    steps = parameter.unbind(0) if stacked else [parameter] * len(frozen)
+    each = [
+        step.detach() if constant else step for constant, step in zip(frozen, steps, strict=True)
+    ]
+    return torch.stack(each) if stacked else each
 
 
 def _check_activation(activation: str, activation_parameters: list[float]) -> None:
@@ -155,6 +186,13 @@ def _check_layers_options(
     _checks.sublayers(parameters[0])
 
 
+def _check_denoise_options(
+    parameters: tuple[Tensor | None, ...], activation: str, activation_parameters: list[float]
+) -> None:
+    _check_activation(activation, activation_parameters)
+    _checks.hidden_layers(*parameters[1:3])
+
+
 MLP = ChainKind(
     "mlp",
     {"weight": ("Lww", True), "bias": ("Lw", False)},
@@ -199,4 +237,20 @@ LAYERS = ChainKind(
     lambda activation, activation_parameters, norm, norm_eps, skip, scale: skip,
 )
 
-KINDS = (MLP, RESIDUAL, EULER, LAYERS)
+DENOISE = ChainKind(
+    "denoise",
+    {
+        "weight_in": ("hw", True),
+        "bias": ("LNh", True),
+        "weight_hidden": ("Mhh", False),
+        "weight_out": ("wh", True),
+        "bias_out": ("w", False),
+        "coefficients": ("L2", True),
+        "noise": ("LBw", False),
+    },
+    reference.denoise,
+    _check_denoise_options,
+    lambda *options: True,
+)
+
+KINDS = (MLP, RESIDUAL, EULER, LAYERS, DENOISE)

@@ -108,7 +108,7 @@ def _register_chain(kind: ChainKind) -> None:
         def call(*tensors: Any) -> tuple[Tensor, ...]:
             return kind.forward(_options(inputs[end:]), inputs[-1], *tensors)
 
-        return _vmap.chain(call, info.batch_size, in_dims[:end], *inputs[:end])
+        return _vmap.chain(call, info.batch_size, in_dims[:end], kind.sampled, *inputs[:end])
 
     torch.library.register_fake(name, fake)
     _register_autograd(name, backward, setup_context)
@@ -151,8 +151,8 @@ def _register_chain_backward(kind: ChainKind) -> None:
         def call(*tensors: Any) -> tuple[Tensor, ...]:
             return kind.backward(_options(inputs[end:-1]), *inputs[-2:], *tensors)
 
-        dims, tensors = in_dims[:end], inputs[:end]
-        return _vmap.chain_backward(call, info.batch_size, dims, inputs[-1], *tensors)
+        rest = (kind.sampled, inputs[-1], *inputs[:end])
+        return _vmap.chain_backward(call, info.batch_size, in_dims[:end], *rest)
 
     torch.library.register_fake(name, fake)
     _register_autograd(name, backward, setup_context)

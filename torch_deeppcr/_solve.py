@@ -53,6 +53,7 @@ def run(
         state = to_float32(state)
         parameters = tuple(map(to_float32, parameters))
         guess = to_float32(guess)
+    parameters = _flatten_sampled(kind, state, parameters)
     length = _checks.parameters(kind.shapes, parameters, "input", state)["L"]
     _checks.frozen(call.frozen, length)
     _checks.flag("return_states", call.return_states)
@@ -98,6 +99,27 @@ def to_float32(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
     return value
+
+
+def _flatten_sampled(
+    kind: ChainKind, state: Tensor, parameters: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Parameters (L, ..., w) that have a row for each sample as (L,B,w)."""
+    if not kind.sampled or state.dim() == 2:
+        return parameters
+    values = list(parameters)
+    for index in kind.sampled:
+        value = values[index]
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            continue  # somebody else's
+        if value.shape[1:] != state.shape:
+            expected = ", ".join(map(str, ("L", *state.shape)))
+            raise ValueError(
+                f"{list(kind.shapes)[index]} must have the shape of the states, (L, ..., w) = "
+                f"({expected}), got {tuple(value.shape)}"
+            )
+        values[index] = value.flatten(1, -2) if state.dim() > 2 else value.unsqueeze(1)
+    return tuple(values)
 
 
 def _check_guess(guess: object, length: int, state: Tensor) -> Tensor:

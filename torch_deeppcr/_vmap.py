@@ -2,8 +2,9 @@
 """`torch.vmap` of the operators.
 
 Samples are independent, so the mapped dimension joins the batch where the parameters are shared: V
-batches of B become one batch of V B.  Where parameters are mapped too (ensembles), or every map
-needs its own parameter gradient, the operator is called V times.
+batches of B become one batch of V B, and so it does in parameters (L,B,w) that have a row for each
+sample.  Where other parameters are mapped too (ensembles), or every map needs its own gradient of
+them, the operator is called V times.
 
 A rule gets the callable that it shall use, so that it serves the raw operators and the
 autograd.Functions alike.  A mapped dimension is an int, or None for a tensor that is shared.
@@ -23,13 +24,19 @@ Mapped = tuple[tuple[Tensor, ...], tuple[int | None, ...]]
 MaybeTensor = Tensor | None
 
 
-def chain(call: Call, size: int, dims: Dims, *tensors: MaybeTensor) -> Mapped:
-    """call: (z0 (B,w), *parameters, guess (L,B,w)) -> z (B,w), states (C,B,w), info (6,B)."""
+def chain(
+    call: Call, size: int, dims: Dims, sampled: Sequence[int], *tensors: MaybeTensor
+) -> Mapped:
+    """call: (z0 (B,w), *parameters, guess (L,B,w)) -> z (B,w), states (C,B,w), info (6,B).
+
+    sampled: which of the parameters have a row for each sample.
+    """
     z0, *parameters, guess = tensors
     assert z0 is not None
-    if any(dim is not None for dim in dims[1:-1]):
+    if _any_mapped(dims[1:-1], sampled):
         return _loop(call, size, dims, tensors)
     guess = None if guess is None else _fold(guess, dims[-1], size, 1)
+    parameters = _fold_sampled(parameters, dims[1:-1], size, sampled)
     z, states, info = call(_fold(z0, dims[0], size, 0), *parameters, guess)
     batch = _size(z0, dims[0], 0)
     outputs = zip((z, states, info), (0, 1, 1), strict=True)
@@ -37,26 +44,53 @@ def chain(call: Call, size: int, dims: Dims, *tensors: MaybeTensor) -> Mapped:
 
 
 def chain_backward(
-    call: Call, size: int, dims: Dims, needs: Sequence[bool], *tensors: MaybeTensor
+    call: Call,
+    size: int,
+    dims: Dims,
+    sampled: Sequence[int],
+    needs: Sequence[bool],
+    *tensors: MaybeTensor,
 ) -> Mapped:
     """call: (gz (B,w), gstates (L,B,w), z0, kept (C,B,w), *parameters) -> gz0 and parameter
-    gradients; the raw operator adds info (6,B)."""
+    gradients; the raw operator adds info (6,B).
+
+    sampled: as in `chain`.
+    """
     z0 = tensors[2]
     assert z0 is not None
-    if any(needs[1:]) or any(dim is not None for dim in dims[4:]):
+    own = any(need for index, need in enumerate(needs[1:]) if index not in sampled)
+    if own or _any_mapped(dims[4:], sampled):
         return _loop(call, size, dims, tensors)
     folded = [
         None if tensor is None else _fold(tensor, dim, size, axis)
         for tensor, dim, axis in zip(tensors, dims, (0, 1, 0, 1), strict=False)
     ]
-    outputs = list(call(*folded, *tensors[4:]))
+    outputs = list(call(*folded, *_fold_sampled(tensors[4:], dims[4:], size, sampled)))
     mapped: list[int | None] = [None] * len(outputs)
     batch = _size(z0, dims[2], 0)
     if needs[0]:
         outputs[0], mapped[0] = _unfold(outputs[0], size, batch, 0), 0
+    for index in (1 + index for index in sampled):
+        if needs[index]:
+            outputs[index], mapped[index] = _unfold(outputs[index], size, batch, 1), 1
     if len(outputs) > len(needs):
         outputs[-1], mapped[-1] = _unfold(outputs[-1], size, batch, 1), 1
     return tuple(outputs), tuple(mapped)
+
+
+def _any_mapped(dims: Dims, sampled: Sequence[int]) -> bool:
+    """Whether a parameter is mapped that does not fold."""
+    return any(dim is not None for index, dim in enumerate(dims) if index not in sampled)
+
+
+def _fold_sampled(
+    parameters: Sequence[MaybeTensor], dims: Dims, size: int, sampled: Sequence[int]
+) -> list[MaybeTensor]:
+    """The parameters for V B samples."""
+    return [
+        p if p is None or index not in sampled else _fold(p, dims[index], size, 1)
+        for index, p in enumerate(parameters)
+    ]
 
 
 def recurrence(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _activations, _chain, _checks, _planner, _recurrence, _solve
 from ._activations import Activation
-from ._kinds import EULER, LAYERS, MLP, RESIDUAL
+from ._kinds import DENOISE, EULER, LAYERS, MLP, RESIDUAL
 from ._plan import SolverOptions, solver_of
 from ._solve import Call, Output, to_float32
 from ._transforms import autocast_enabled, func_active
@@ -261,6 +261,59 @@ def run_layers(
     adds = (_checks.flag("skip", skip), _checks.finite("scale", scale))
     step = (*_activations.resolve(activation), *normed, *adds)
     return _solve.run(LAYERS, step, call, input, *parameters)
+
+
+def denoise_chain(
+    input: Tensor,
+    weight_in: Tensor,
+    bias: Tensor,
+    weight_hidden: Tensor | None,
+    weight_out: Tensor,
+    bias_out: Tensor | None = None,
+    *,
+    coefficients: Tensor,
+    noise: Tensor | None = None,
+    activation: ActivationLike = "silu",
+    return_states: bool = False,
+    warm_start: Tensor | None = None,
+    return_info: bool = False,
+    **solver: Unpack[SolverOptions],
+) -> Output:
+    """L steps of a sampler around a residual network, z_l = a_l z_{l-1} + c_l net_l(z_{l-1}) + n_l
+    with net_l(z) = W_out x_M + b_out, x_0 = act(W_in z + b_l0), x_m = x_{m-1} + act(W_m x_{m-1} +
+    b_lm) for m = 1..M.
+
+    The weights are the same in all steps; each step has its own biases, into which the embedding
+    of its time goes, and coefficients.  So it is the whole reverse process of a diffusion model:
+    DDIM's coefficients make it deterministic, DDPM's come with noise.
+
+    Args:
+        input: z_0 (..., w).
+        weight_in: W_in (h, w), as in `torch.nn.Linear`; h is the hidden width.
+        bias: (L, M + 1, h), of the first layer and the M hidden ones in every step.
+        weight_hidden: (M, h, h), or None where M is 0.
+        weight_out: W_out (w, h).
+        bias_out: (w) or None.
+        coefficients: (L, 2), a_l and c_l.
+        noise: n_l (L, ..., w), scaled already, or None.
+        activation: as in `mlp_chain`.
+        return_states, warm_start, return_info, **solver: as in `mlp_chain`, where a skip is that
+            of a_l z_{l-1}.
+
+    All tensors are of the dtype and on the device of ``input``.  Gradients of the weights and of
+    bias_out are sums over all steps and samples.
+
+    Returns, dtypes, autocast and errors: as `mlp_chain`.  There is no CUDA kernel yet: CUDA tensors
+    raise NotImplementedError, except inside of `sequential`, where PyTorch's loop runs.
+
+    Sources: solving the process as one chain is from DeepPCR (Danieli et al., NeurIPS 2023, arXiv
+    2309.16318); coefficients of DDIM (Song et al., arXiv 2010.02502, equation 12) and DDPM (Ho et
+    al., arXiv 2006.11239, equation 11).
+    """
+    call = Call(return_states, warm_start, return_info, solver_of(solver))
+    _checks.hidden_layers(bias, weight_hidden)
+    parameters = (weight_in, bias, weight_hidden, weight_out, bias_out, coefficients, noise)
+    return _solve.run(DENOISE, _activations.resolve(activation), call, input, *parameters)
 
 
 def linear_recurrence(

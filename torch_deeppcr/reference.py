@@ -18,6 +18,8 @@ from torch import Tensor
 from . import _activations
 from ._transforms import func_active
 
+Shared = Tensor | Sequence[Tensor]  # a parameter of all steps, or what each of them has
+
 
 def mlp(
     z0: Tensor,
@@ -138,6 +140,48 @@ def layers(
     return _walk(z0, length, step, save_states)
 
 
+def denoise(
+    z0: Tensor,
+    weight_in: Shared,
+    bias: Tensor,
+    weight_hidden: Shared | None,
+    weight_out: Shared,
+    bias_out: Shared | None,
+    coefficients: Tensor,
+    noise: Tensor | None,
+    activation: str,
+    activation_parameters: Sequence[float],
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """z_l = a_l z_{l-1} + c_l (W_out x_M + b_out) + n_l,  x_0 = act(W_in z_{l-1} + b_l0),
+    x_m = x_{m-1} + act(W_m x_{m-1} + b_lm).
+
+    Shapes: z0 (B,w), weight_in (h,w), bias (L,M+1,h), weight_hidden (M,h,h) or None where M is 0,
+    weight_out (w,h), bias_out (w) or None, coefficients (L,2) of a and c, noise (L,B,w) or None.
+    What all steps share may be given as the list of what each step has.
+    Results: as `mlp`.
+    """
+    length = bias.shape[0]
+    biases, factors = [step.unbind(0) for step in bias.unbind(0)], coefficients.unbind(0)
+    noises = _steps(noise, length)
+    first, last = _each(weight_in, length), _each(weight_out, length)
+    inner, shift = _each(weight_hidden, length), _each(bias_out, length)
+
+    def step(index: int, z: Tensor) -> Tensor:
+        vectors, matrices = iter(biases[index]), inner[index]
+        x = F.linear(z, first[index], next(vectors))  # type: ignore[arg-type]
+        x = _activations.apply(activation, tuple(activation_parameters), x)
+        for matrix, vector in zip(() if matrices is None else matrices, vectors, strict=True):
+            u = F.linear(x, matrix, vector)
+            x = x + _activations.apply(activation, tuple(activation_parameters), u)
+        a, c = factors[index].unbind(0)
+        z = a * z + c * F.linear(x, last[index], shift[index])  # type: ignore[arg-type]
+        added = noises[index]
+        return z if added is None else z + added
+
+    return _walk(z0, length, step, save_states)
+
+
 def linear_recurrence(
     A: Tensor | None, b: Tensor, x0: Tensor | None, blocks: str, reverse: bool
 ) -> Tensor:
@@ -253,6 +297,10 @@ def _walk(
         if save_states:
             states.append(z)
     return z, torch.stack(states) if states else z0.new_empty((0, *z0.shape))
+
+
+def _each(shared: Shared | None, length: int) -> Sequence[Tensor | None]:
+    return [shared] * length if shared is None or isinstance(shared, Tensor) else shared
 
 
 def _steps(stacked: Tensor | None, length: int) -> Sequence[Tensor | None]:

@@ -5,7 +5,8 @@
  * sweep solves it and the next confirms it.
  *
  * Then all steps are walked back in *chunks*, from the last: its segments and tiles of samples in parallel,
- * keeping what the parameter gradients need; then those gradients (steps in parallel).  So what is kept
+ * keeping what the parameter gradients need; then those gradients (steps in parallel; of shared parameters,
+ * to which all chunks add, parts of the parameter in parallel).  So what is kept
  * never grows with L, and is read again while it is still in the cache.  Where forward kept checkpoints, a
  * chunk's states are computed again first.  Frozen steps keep nothing; where the gradient of z0 is not wanted, or
  * known already, the walk of a segment ends at its first step that is not frozen.
@@ -284,12 +285,17 @@ dpcr_status dpcr_chain_backward_workspace(dpcr_exec exec, const dpcr_chain *chai
     return plan_workspace(&b, plan, bytes);
 }
 
-/* Parameter gradients that are empty sums: of frozen steps, or all. */
+/* Parameter gradients that are empty sums, of frozen steps or all; and those to which the steps are added. */
 static void clear_gradients(const dpcr_chain *chain, const dpcr_pullback *arrays, bool all) {
+    const size_t element = dpcr_size_of(chain->dtype);
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
-        const size_t row = (size_t)dpcr_parameter_size(chain, (dpcr_parameter)i) * dpcr_size_of(chain->dtype);
-        for (int64_t l = 0; l < chain->L && arrays->gparameter[i]; l++)
-            if (all || (arrays->frozen && arrays->frozen[l]))
+        const dpcr_parameter which = (dpcr_parameter)i;
+        const size_t row = (size_t)dpcr_parameter_stride(chain, which) * element;
+        if (!arrays->gparameter[i]) continue;
+        if (all || row == 0)
+            memset(arrays->gparameter[i], 0, (size_t)dpcr_parameter_total(chain, which) * element);
+        for (int64_t l = 0; l < chain->L && !all; l++)
+            if (arrays->frozen && arrays->frozen[l])
                 memset((char *)arrays->gparameter[i] + (size_t)l * row, 0, row);
     }
 }

@@ -12,19 +12,40 @@ static bool takes_norm(const dpcr_chain *chain) {
     return chain->step == DPCR_RESIDUAL || chain->step == DPCR_LAYERS;
 }
 
+/* Whether h is of its own. */
+static bool has_width(const dpcr_chain *chain) {
+    return chain->step == DPCR_RESIDUAL || chain->step == DPCR_DENOISE;
+}
+
 int64_t dpcr_parameter_size(const dpcr_chain *chain, dpcr_parameter parameter) {
-    const int64_t M = dpcr_step_layers(chain);
+    const int64_t layers = dpcr_step_layers(chain);
     if (!dpcr_has_parameter(chain, (int)parameter)) return 0;
     switch (parameter) {
-    case DPCR_W1: return M * chain->h * chain->w;
-    case DPCR_B1: return M * chain->h;
+    case DPCR_W1: return (chain->step == DPCR_DENOISE ? 1 : layers) * chain->h * chain->w;
+    case DPCR_B1: return layers * chain->h;
     case DPCR_W2: return chain->w * chain->h;
     case DPCR_B2: return chain->w;
     case DPCR_GAMMA:
-    case DPCR_BETA: return M * chain->w;
+    case DPCR_BETA: return layers * chain->w;
+    case DPCR_WH: return chain->layers * chain->h * chain->h;
+    case DPCR_COEFFICIENTS: return 2;
+    case DPCR_NOISE: return chain->B * chain->w;
     case DPCR_PARAMETERS: break;
     }
     return 0;
+}
+
+static bool is_shared(const dpcr_chain *chain, dpcr_parameter parameter) {
+    return chain->step == DPCR_DENOISE
+           && (parameter == DPCR_W1 || parameter == DPCR_WH || parameter == DPCR_W2 || parameter == DPCR_B2);
+}
+
+int64_t dpcr_parameter_stride(const dpcr_chain *chain, dpcr_parameter parameter) {
+    return is_shared(chain, parameter) ? 0 : dpcr_parameter_size(chain, parameter);
+}
+
+int64_t dpcr_parameter_total(const dpcr_chain *chain, dpcr_parameter parameter) {
+    return (is_shared(chain, parameter) ? 1 : chain->L) * dpcr_parameter_size(chain, parameter);
 }
 
 bool dpcr_has_parameter(const dpcr_chain *chain, int parameter) {
@@ -32,14 +53,18 @@ bool dpcr_has_parameter(const dpcr_chain *chain, int parameter) {
     case DPCR_W1:
     case DPCR_B1: return true;
     case DPCR_W2:
-    case DPCR_B2: return chain->step == DPCR_RESIDUAL;
+    case DPCR_B2: return has_width(chain);
+    case DPCR_WH:
+    case DPCR_COEFFICIENTS:
+    case DPCR_NOISE: return chain->step == DPCR_DENOISE;
     case DPCR_GAMMA: return takes_norm(chain) && chain->norm != DPCR_NO_NORM;
     case DPCR_BETA: return takes_norm(chain) && chain->norm == DPCR_LAYER_NORM;
     default: return false;
     }
 }
 
-const char *const dpcr_parameter_names[DPCR_PARAMETERS] = {"W1", "B1", "W2", "B2", "GAMMA", "BETA"};
+const char *const dpcr_parameter_names[DPCR_PARAMETERS] = {"W1",   "B1", "W2",           "B2",   "GAMMA",
+                                                           "BETA", "WH", "COEFFICIENTS", "NOISE"};
 
 static dpcr_status check_kinds(const dpcr_chain *chain) {
     REQUIRE((int)chain->step >= 0 && chain->step < DPCR_STEPS, "step %d is not a dpcr_step",
@@ -58,13 +83,19 @@ static dpcr_status check_kinds(const dpcr_chain *chain) {
     return DPCR_OK;
 }
 
-/* What a step of layers has M of can be counted: parameters, what backward saves, panels of the largest tile. */
+/* What a step has M of can be counted: parameters, what backward saves, panels of the largest tile. */
 static dpcr_status check_layers(const dpcr_chain *chain) {
-    if (chain->step != DPCR_LAYERS) return DPCR_OK;
-    REQUIRE(chain->layers >= 1, "layers is %lld, must be at least 1", (long long)chain->layers);
-    RETURN_IF(dpcr_check_size("layers", chain->L, chain->layers, 1));
-    if (chain->w == 0) return DPCR_OK;
-    return dpcr_check_size("layers", dpcr_max(chain->L * chain->B, 64), chain->layers, chain->w);
+    const int64_t least = chain->step == DPCR_LAYERS ? 1 : 0, width = dpcr_max(chain->w, chain->h);
+    if (chain->step != DPCR_LAYERS && chain->step != DPCR_DENOISE) return DPCR_OK;
+    REQUIRE(chain->layers >= least && chain->layers < INT64_MAX, "layers is %lld, must be at least %lld",
+            (long long)chain->layers, (long long)least);
+    RETURN_IF(dpcr_check_size("layers", chain->L, dpcr_step_layers(chain), 1));
+    if (chain->step == DPCR_DENOISE) {
+        RETURN_IF(dpcr_check_size("B1", chain->L, dpcr_step_layers(chain), chain->h));
+        RETURN_IF(dpcr_check_size("WH", chain->layers, chain->h, chain->h));
+    }
+    if (width == 0) return DPCR_OK;
+    return dpcr_check_size("layers", dpcr_max(chain->L * chain->B, 64), dpcr_step_layers(chain), width);
 }
 
 static dpcr_status check_device(dpcr_exec exec) {
@@ -79,15 +110,19 @@ dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr
     REQUIRE(chain, "chain is NULL");
     REQUIRE(plan, "plan is NULL");
     RETURN_IF(check_kinds(chain));
+    if (exec.device->chains && chain->step == DPCR_DENOISE)
+        return dpcr_fail(DPCR_UNSUPPORTED, "exec.device: DPCR_DENOISE does not run on %s", exec.device->name);
     REQUIRE(chain->L >= 0, "L is %lld, must not be negative", (long long)chain->L);
     REQUIRE(chain->B >= 0, "B is %lld, must not be negative", (long long)chain->B);
     REQUIRE(chain->w >= 0, "w is %lld, must not be negative", (long long)chain->w);
     REQUIRE(chain->h >= 0, "h is %lld, must not be negative", (long long)chain->h);
-    REQUIRE(chain->step == DPCR_RESIDUAL || chain->h == chain->w,
-            "h is %lld, must be w = %lld but for DPCR_RESIDUAL", (long long)chain->h, (long long)chain->w);
+    REQUIRE(has_width(chain) || chain->h == chain->w,
+            "h is %lld, must be w = %lld but for DPCR_RESIDUAL and DPCR_DENOISE", (long long)chain->h,
+            (long long)chain->w);
     RETURN_IF(dpcr_check_size("states", chain->L, chain->B, dpcr_max(chain->w, chain->h)));
     RETURN_IF(check_layers(chain));
-    RETURN_IF(dpcr_check_size("W1", chain->L * dpcr_step_layers(chain), chain->w, chain->h));
+    RETURN_IF(dpcr_check_size("W1", chain->step == DPCR_DENOISE ? 1 : chain->L * dpcr_step_layers(chain),
+                              chain->w, chain->h));
     REQUIRE(plan->segments >= 1 && (chain->L == 0 || plan->segments <= chain->L),
             "plan.segments is %lld, must be between 1 and L = %lld", (long long)plan->segments,
             (long long)chain->L);
@@ -96,7 +131,8 @@ dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr
 
 dpcr_status dpcr_check_parameters(const dpcr_chain *chain) {
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
-        const bool needed = i == DPCR_W1 || (i == DPCR_W2 && dpcr_has_parameter(chain, i));
+        const bool weight = i == DPCR_W1 || i == DPCR_W2 || i == DPCR_WH || i == DPCR_COEFFICIENTS;
+        const bool needed = weight && dpcr_has_parameter(chain, i);
         const bool empty = chain->L == 0 || dpcr_parameter_size(chain, (dpcr_parameter)i) == 0;
         REQUIRE(!needed || empty || chain->parameter[i], "parameter[DPCR_%s] is NULL",
                 dpcr_parameter_names[i]);

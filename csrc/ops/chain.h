@@ -7,6 +7,12 @@
  *     DPCR_EULER      f_l(z) = z + scale * act(W1_l z + b1_l)
  *     DPCR_LAYERS     f_l(z) = (skip ? z : 0) + scale * a_M,   a_0 = z,
  *                     a_m = act(norm(W1_lm a_{m-1} + b1_lm)),  m = 1..M = layers
+ *     DPCR_DENOISE    f_l(z) = a_l z + c_l (W2 x_M + b2) + n_l,   x_0 = act(W1 z + b1_l0),
+ *                     x_m = x_{m-1} + act(WH_m x_{m-1} + b1_lm),  m = 1..M = layers
+ *
+ * A step of denoising is that of a sampler around a network: its weights are the same in all steps, the time
+ * embedding is in its biases, a, c and n are the sampler's coefficients and its noise, already scaled
+ * (DDIM, arXiv 2010.02502; DDPM, arXiv 2006.11239).
  *
  * The L steps are cut into S = plan.segments segments; segment k = 1..S holds the steps
  * floor((k-1)L/S)+1 .. floor(kL/S).  dpcr_chain_solve runs the whole chain: with S = 1 in one fused pass,
@@ -26,7 +32,14 @@
 extern "C" {
 #endif
 
-typedef enum dpcr_step { DPCR_MLP, DPCR_RESIDUAL, DPCR_EULER, DPCR_LAYERS, DPCR_STEPS } dpcr_step;
+typedef enum dpcr_step {
+    DPCR_MLP,
+    DPCR_RESIDUAL,
+    DPCR_EULER,
+    DPCR_LAYERS,
+    DPCR_DENOISE, /* CPU only */
+    DPCR_STEPS
+} dpcr_step;
 
 /* The names, formulas and parameters of PyTorch's modules.  p, q: dpcr_chain.activation_parameter[0], [1]. */
 typedef enum dpcr_activation {
@@ -51,29 +64,32 @@ typedef enum dpcr_norm {
     DPCR_NORMS
 } dpcr_norm;
 
-/* Parameters, stacked over the steps; in steps of layers over their M layers, too.  NULL: absent (biases and
- * beta 0, gamma 1); W1, and W2 of a residual chain, must be there. */
+/* Parameters, stacked over the steps, but for those that all steps share; in steps of layers over their M layers, too.
+ * NULL: absent (biases, beta and noise 0, gamma 1); weights and coefficients must be there. */
 typedef enum dpcr_parameter {
-    DPCR_W1,    /* (L,h,w), h = w but for residual blocks; layers (L,M,w,w) */
-    DPCR_B1,    /* (L,h); layers (L,M,w) */
-    DPCR_W2,    /* (L,w,h); residual only */
-    DPCR_B2,    /* (L,w); residual only */
-    DPCR_GAMMA, /* (L,w); layers (L,M,w); only where there is a norm */
-    DPCR_BETA,  /* as GAMMA; LayerNorm only */
+    DPCR_W1,           /* (L,h,w), h = w but for residual blocks; layers (L,M,w,w); denoising (h,w), shared */
+    DPCR_B1,           /* (L,h); layers (L,M,w); denoising (L,M+1,h) */
+    DPCR_W2,           /* residual (L,w,h); denoising (w,h), shared */
+    DPCR_B2,           /* residual (L,w); denoising (w), shared */
+    DPCR_GAMMA,        /* (L,w); layers (L,M,w); only where there is a norm */
+    DPCR_BETA,         /* as GAMMA; LayerNorm only */
+    DPCR_WH,           /* denoising only: (M,h,h), shared */
+    DPCR_COEFFICIENTS, /* denoising only: (L,2), a_l and c_l */
+    DPCR_NOISE,        /* denoising only: (L,B,w), n_l */
     DPCR_PARAMETERS
 } dpcr_parameter;
 
 typedef struct dpcr_chain {
     dpcr_step step;
     dpcr_dtype dtype;
-    int64_t L, B, w, h; /* h: hidden width; w but for residual blocks */
+    int64_t L, B, w, h; /* h: hidden width; w but for residual blocks and denoising */
     dpcr_activation activation;
     double activation_parameter[2];
     dpcr_norm norm; /* residual and layers, as norm_eps */
     double norm_eps;
     double scale;   /* residual, Euler and layers */
-    int64_t layers; /* M >= 1; layers only, as skip */
-    bool skip;
+    int64_t layers; /* M; layers, at least 1, and denoising, at least 0 */
+    bool skip;      /* layers only */
     const void *parameter[DPCR_PARAMETERS];
 } dpcr_chain;
 
@@ -170,9 +186,11 @@ typedef struct dpcr_pullback {
     const void *gz;          /* (B,w) gradient of z_L, or NULL: zero */
     const void *gstates;     /* (L,B,w) gradients of all states, added to it, or NULL: zero */
     void *gz0;               /* (B,w), or NULL: not wanted */
-    void *gparameter[DPCR_PARAMETERS]; /* shaped as the parameters; NULL: not wanted, and costs nothing */
+    void *gparameter[DPCR_PARAMETERS]; /* shaped as the parameters, of shared ones the sum over all steps;
+                                          NULL: not wanted, and costs nothing */
     const unsigned char *frozen; /* (L) nonzero: the parameters of step l want no gradient, their rows come
-                                          back zero and cost nothing; NULL: none */
+                                          back zero and cost nothing, shared ones sum over the others;
+                                          NULL: none */
     double *report;              /* (DPCR_REPORT,B), or NULL */
     const dpcr_newton *newton;   /* NULL: the default */
 } dpcr_pullback;

@@ -64,17 +64,25 @@ struct chain_kernels {
     int64_t (*saved_size)(const dpcr_chain *chain);
     void (*pullback)(const struct pullback_pass *pass);
     void (*finish_pullback)(const struct pullback_pass *pass);
-    /* Parameter gradients of the pass's steps, each the sum over all samples in their order. */
+    /* Parameter gradients of the pass's steps, each the sum over all samples in their order; to those of shared
+     * parameters its steps are added, from the last. */
     void (*gradient)(const struct pullback_pass *pass);
     void (*activate)(dpcr_activation activation, const double parameter[2], int64_t count, const void *u,
                      void *y, void *d);
 };
 
-/* Elements per step of each parameter; 0: the step kind has no such parameter.  Exported as dpcr_fail is. */
 #ifdef __cplusplus
-extern "C"
+extern "C" {
 #endif
-    DPCR_API int64_t dpcr_parameter_size(const dpcr_chain *chain, dpcr_parameter parameter);
+/* Elements of each parameter that a step sees; 0: the step kind has no such parameter.  Exported as dpcr_fail is. */
+DPCR_API int64_t dpcr_parameter_size(const dpcr_chain *chain, dpcr_parameter parameter);
+/* Elements from one step's to the next step's: 0 where all steps share them. */
+DPCR_API int64_t dpcr_parameter_stride(const dpcr_chain *chain, dpcr_parameter parameter);
+/* Elements of all steps together. */
+DPCR_API int64_t dpcr_parameter_total(const dpcr_chain *chain, dpcr_parameter parameter);
+#ifdef __cplusplus
+}
+#endif
 
 /* [DPCR_F32], [DPCR_F64] of each level */
 extern const struct chain_kernels dpcr_chain_generic[2], dpcr_chain_v3[2], dpcr_chain_v4[2];
@@ -105,7 +113,7 @@ static inline bool dpcr_no_states(const dpcr_chain *chain) {
 
 /* Layers that follow each other in a step, each with an activation. */
 static inline int64_t dpcr_step_layers(const dpcr_chain *chain) {
-    return chain->step == DPCR_LAYERS ? chain->layers : 1;
+    return chain->step == DPCR_LAYERS ? chain->layers : chain->step == DPCR_DENOISE ? chain->layers + 1 : 1;
 }
 
 /* The first of the steps first..last-1 that is not frozen, or last. */
@@ -116,8 +124,9 @@ static inline int64_t dpcr_first_unfrozen(const dpcr_pullback *arrays, int64_t f
 
 /* Flops of the matrix products of a step, for one vector. */
 static inline double dpcr_step_flops(const dpcr_chain *chain) {
-    return (chain->step == DPCR_RESIDUAL ? 4.0 : 2.0) * (double)dpcr_step_layers(chain) * (double)chain->w
-           * (double)chain->h;
+    const double w = (double)chain->w, h = (double)chain->h;
+    if (chain->step == DPCR_DENOISE) return 4 * w * h + 2 * (double)chain->layers * h * h;
+    return (chain->step == DPCR_RESIDUAL ? 4 : 2) * (double)dpcr_step_layers(chain) * w * h;
 }
 
 /* Whether z is a term of f(z). */

@@ -25,12 +25,12 @@ typedef struct call {
     size_t bytes, *bytes_at;
 } call;
 
-static float parameter[DPCR_PARAMETERS][L * H * W], gradient[DPCR_PARAMETERS][L * H * W];
+static float parameter[DPCR_PARAMETERS][2 * L * H * W], gradient[DPCR_PARAMETERS][2 * L * H * W];
 static float starts[L * B * W], ends[L * B * W], states[L * B * W], tangents[L * B * W * W], gz[B * W],
     gz0[B * W];
 static _Alignas(DPCR_ALIGNMENT) char work[1 << 20];
 
-/* A residual chain with a layer norm: it has every parameter. */
+/* A residual chain with a layer norm: it has most parameters. */
 static void good(call *c) {
     *c = (call){.exec = dpcr_serial(), .plan = {.segments = 1}, .workspace = {work, sizeof work}};
     c->chain = (dpcr_chain){.step = DPCR_RESIDUAL,
@@ -45,7 +45,7 @@ static void good(call *c) {
                             .scale = 1};
     c->forward = (dpcr_propagation){starts, ends, states, tangents};
     c->backward = (dpcr_pullback){.z0 = starts, .states = states, .gz = gz, .gz0 = gz0};
-    for (int i = 0; i < DPCR_PARAMETERS; i++) {
+    for (int i = 0; i <= DPCR_BETA; i++) {
         c->chain.parameter[i] = parameter[i];
         c->backward.gparameter[i] = gradient[i];
     }
@@ -69,6 +69,17 @@ static void mlp(call *c) {
     c->chain.step = DPCR_MLP;
     c->chain.h = W;
     for (int i = DPCR_W2; i < DPCR_PARAMETERS; i++) c->chain.parameter[i] = c->backward.gparameter[i] = NULL;
+}
+
+/* Steps of denoising with all that they have. */
+static void denoise(call *c) {
+    c->chain.step = DPCR_DENOISE;
+    c->chain.layers = 2;
+    for (int i = 0; i < DPCR_PARAMETERS; i++) {
+        const bool normed = i == DPCR_GAMMA || i == DPCR_BETA;
+        c->chain.parameter[i] = normed ? NULL : parameter[i];
+        c->backward.gparameter[i] = normed ? NULL : gradient[i];
+    }
 }
 
 enum {
@@ -129,6 +140,10 @@ static void check_pointers(void) {
     BREAK(BACKWARD, "pass.states", c.backward.states = NULL);
     BREAK(RUNS, "parameter[DPCR_W1]", c.chain.parameter[DPCR_W1] = NULL);
     BREAK(RUNS, "parameter[DPCR_W2]", c.chain.parameter[DPCR_W2] = NULL);
+    BREAK(RUNS, "parameter[DPCR_W1]", denoise(&c), c.chain.parameter[DPCR_W1] = NULL);
+    BREAK(RUNS, "parameter[DPCR_WH]", denoise(&c), c.chain.parameter[DPCR_WH] = NULL);
+    BREAK(RUNS, "parameter[DPCR_W2]", denoise(&c), c.chain.parameter[DPCR_W2] = NULL);
+    BREAK(RUNS, "parameter[DPCR_COEFFICIENTS]", denoise(&c), c.chain.parameter[DPCR_COEFFICIENTS] = NULL);
     BREAK(RUNS, "workspace.data", c.workspace.data = NULL);
     BREAK(RUNS, "workspace.data", c.workspace.data = work + 4);
 }
@@ -156,6 +171,13 @@ static void check_numbers(void) {
     BREAK(ALL, "layers", layers(&c), c.chain.layers = -2);
     BREAK(ALL, "layers", layers(&c), c.chain.layers = INT64_MAX);
     BREAK(ALL, "layers", layers(&c), c.chain.layers = INT64_MAX / 1024, c.chain.L = 1);
+    BREAK(ALL, "layers", denoise(&c), c.chain.layers = -1);
+    BREAK(ALL, "layers", denoise(&c), c.chain.layers = INT64_MAX);
+    BREAK(ALL, "layers", denoise(&c), c.chain.layers = INT64_MAX / 1024, c.chain.L = 1, c.chain.h = 0);
+    BREAK(ALL, "B1", denoise(&c), c.chain.layers = INT64_C(1) << 50, c.chain.L = 8, c.chain.h = 1 << 8);
+    BREAK(ALL, "WH", denoise(&c), c.chain.h = INT64_C(1) << 29, c.chain.B = 0);
+    BREAK(ALL, "W1", denoise(&c), c.chain.layers = 0, c.chain.h = INT64_C(1) << 28,
+          c.chain.w = INT64_C(1) << 30, c.chain.B = 0);
     BREAK(ALL, "states", c.chain.L = INT64_MAX);
     BREAK(ALL, "states", c.chain.B = INT64_MAX / 4);
     BREAK(ALL, "states", c.chain.h = INT64_MAX);
@@ -167,6 +189,11 @@ static void check_numbers(void) {
 }
 
 static void check_misplaced(void) {
+    BREAK(RUNS, "parameter[DPCR_WH]", c.chain.parameter[DPCR_WH] = parameter[DPCR_WH]);
+    BREAK(RUNS, "parameter[DPCR_NOISE]", mlp(&c), c.chain.parameter[DPCR_NOISE] = parameter[DPCR_NOISE]);
+    BREAK(RUNS, "parameter[DPCR_GAMMA]", denoise(&c), c.chain.parameter[DPCR_GAMMA] = parameter[DPCR_GAMMA]);
+    BREAK(PULLBACK, "gparameter[DPCR_COEFFICIENTS]", layers(&c),
+          c.backward.gparameter[DPCR_COEFFICIENTS] = gradient[DPCR_COEFFICIENTS]);
     BREAK(RUNS, "parameter[DPCR_W2]", mlp(&c), c.chain.parameter[DPCR_W2] = parameter[DPCR_W2]);
     BREAK(RUNS, "parameter[DPCR_B2]", mlp(&c), c.chain.step = DPCR_EULER,
           c.chain.parameter[DPCR_B2] = parameter[DPCR_B2]);
@@ -261,6 +288,14 @@ static void check_edges(void) {
     ALLOW(layers(&c));
     ALLOW(layers(&c), c.chain.skip = true, c.plan.segments = 2);
     ALLOW(layers(&c), c.chain.w = c.chain.h = 0, c.chain.layers = 1 << 20, forget_arrays(&c));
+    ALLOW(denoise(&c));
+    ALLOW(denoise(&c), c.plan.segments = L);
+    ALLOW(denoise(&c), c.chain.layers = 0, c.chain.parameter[DPCR_WH] = NULL);
+    ALLOW(denoise(&c), c.chain.parameter[DPCR_B1] = c.chain.parameter[DPCR_B2] = NULL);
+    ALLOW(denoise(&c), c.chain.parameter[DPCR_NOISE] = NULL);
+    ALLOW(denoise(&c), c.chain.h = 0);
+    ALLOW(denoise(&c), c.chain.L = 0);
+    ALLOW(denoise(&c), c.chain.w = 0, forget_arrays(&c));
     ALLOW(c.plan.segments = L);
     ALLOW(c.forward.states = NULL, c.forward.tangents = NULL);
     ALLOW(c.backward.gz = NULL);

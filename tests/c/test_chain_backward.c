@@ -14,8 +14,6 @@
 
 enum { TRIES = 40, ALL = WANT_Z0 | ((1 << DPCR_PARAMETERS) - 1) };
 
-static const char *const parameter_names[DPCR_PARAMETERS] = {"gW1", "gb1", "gW2", "gb2", "ggamma", "gbeta"};
-
 /* What enters a pullback besides the chain. */
 typedef struct incoming {
     numbers states, gz, gstates;
@@ -60,7 +58,7 @@ static void check_same(const chain_case *c, const incoming *in, int want, const 
               mode_name(m), (unsigned)want, cap);
         for (int i = 0; i < DPCR_PARAMETERS; i++)
             CHECK(!(want >> i & 1) || outputs_equal(&run.parameter[i], &all->parameter[i]),
-                  "%s, want %#x, cap %zu: %s", mode_name(m), (unsigned)want, cap, parameter_names[i]);
+                  "%s, want %#x, cap %zu: %s", mode_name(m), (unsigned)want, cap, chain_parameter_names[i]);
     }
     pullback_run_destroy(&run);
 }
@@ -71,9 +69,10 @@ static void check_on(const chain_case *c, const incoming *in, const gradient_ans
     check_close("gz0", &all.z0, c->dtype, a->z0, &a->z0_bound, 1, c->row.B * c->row.w);
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (a->parameter[i])
-            check_close(parameter_names[i], &all.parameter[i], c->dtype, a->parameter[i],
-                        a->parameter_bound[i], c->row.L, chain_row_size(&c->row, i));
+            check_close(chain_parameter_names[i], &all.parameter[i], c->dtype, a->parameter[i],
+                        a->parameter_bound[i], chain_row_pieces(&c->row, i), chain_row_size(&c->row, i));
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
+        if (!chain_row_has(&c->row, i)) continue;
         check_same(c, in, ALL & ~(1 << i), at, MODE_ALONE, 0, &all);
         check_same(c, in, 1 << i, at, MODE_POOL, 0, &all);
     }
@@ -116,7 +115,7 @@ static void check_row(const chain_row *row, dpcr_dtype dtype, bool end, bool eve
     check_context("%s, %s%s%s", text, number_name(dtype), end ? ", gz" : "", every ? ", gstates" : "");
     if (!draw(row, dtype, end, every, &c, &in, &answer)) return;
     for (int d = 0; d < devices; d++) {
-        if (!list[d].device) continue;
+        if (!chain_runs(&c.chain, &list[d])) continue;
         check_context("%s, %s%s%s, %s", text, number_name(dtype), end ? ", gz" : "", every ? ", gstates" : "",
                       list[d].name);
         check_on(&c, &in, &answer, &list[d]);

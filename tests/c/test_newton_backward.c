@@ -22,8 +22,6 @@ enum {
     ALL = GRADIENTS | WANT_PULLBACK_REPORT
 };
 
-static const char *const parameter_names[DPCR_PARAMETERS] = {"gW1", "gb1", "gW2", "gb2", "ggamma", "gbeta"};
-
 typedef struct subject {
     const newton_row *row;
     chain_case *c;
@@ -54,7 +52,7 @@ static void check_equal(const char *what, int want, const pullback_run *run, con
     CHECK(!(want & WANT_Z0) || outputs_equal(&run->z0, &other->z0), "%s: gz0", what);
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         CHECK(!(want >> i & 1) || outputs_equal(&run->parameter[i], &other->parameter[i]), "%s: %s", what,
-              parameter_names[i]);
+              chain_parameter_names[i]);
     CHECK(!(want & WANT_PULLBACK_REPORT) || outputs_equal(&run->report, &other->report), "%s: report", what);
 }
 
@@ -65,8 +63,9 @@ static void check_accuracy(const subject *t) {
     check_close("gz0", &t->all.z0, t->c->dtype, a->z0, &a->z0_bound, 1, t->c->row.B * t->c->row.w);
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (a->parameter[i])
-            check_close(parameter_names[i], &t->all.parameter[i], t->c->dtype, a->parameter[i],
-                        a->parameter_bound[i], t->c->row.L, chain_row_size(&t->c->row, i));
+            check_close(chain_parameter_names[i], &t->all.parameter[i], t->c->dtype, a->parameter[i],
+                        a->parameter_bound[i], chain_row_pieces(&t->c->row, i),
+                        chain_row_size(&t->c->row, i));
 }
 
 static void check_verdicts(const subject *t) {
@@ -214,7 +213,8 @@ static subject subject_create(const newton_row *row, chain_case *c, int turn) {
     if (row->structure != DPCR_P_DENSE) { /* sweeps may leave rtol at every boundary */
         t.answer.z0_bound *= row->rtol;
         for (int i = 0; i < DPCR_PARAMETERS; i++)
-            for (int64_t l = 0; l < L; l++) t.answer.parameter_bound[i][l] *= row->rtol;
+            for (int64_t k = 0; k < chain_row_pieces(&c->row, i); k++)
+                t.answer.parameter_bound[i][k] *= row->rtol;
     }
     return t;
 }
@@ -242,7 +242,7 @@ static void check_row(const newton_row *row, dpcr_dtype dtype, int turn) {
     check_context("%s, %s", text, number_name(dtype));
     if (!draw(row, dtype, turn, &c, &t)) return;
     for (int d = 0; d < devices; d++) {
-        if (!list[d].device) continue;
+        if (!chain_runs(&c.chain, &list[d])) continue;
         t.at = &list[d];
         check_context("%s, %s%s%s, %s", text, number_name(dtype), t.end ? ", gz" : "",
                       t.every ? ", gstates" : "", list[d].name);

@@ -55,7 +55,7 @@ static int64_t levels_of(int64_t S) {
 /* ---- formulas ------------------------------------------------------------------------------- */
 
 static double step_flops(const chain_row *row) {
-    return 2 * (double)(chain_row_matrices(row) * row->w * row->h);
+    return 2 * (double)chain_row_products(row);
 }
 
 /* Of one solve of the system with S start states, the first of them known, and of the update with d:
@@ -126,8 +126,10 @@ static void check_sequential(const backend *at, dpcr_dtype dtype) {
         row.step = (dpcr_step)k;
         row.scale = 0.01;
         row.layers = 3;
-        row.h = row.step == DPCR_RESIDUAL ? 3 : WIDTH;
-        row.present = 1U << DPCR_W1 | (row.step == DPCR_RESIDUAL ? 1U << DPCR_W2 : 0);
+        row.h = chain_row_has_width(&row) ? 3 : WIDTH;
+        row.present = 0;
+        for (int i = 0; i < DPCR_PARAMETERS; i++)
+            if (chain_row_has(&row, i) && CHAIN_WEIGHTS >> i & 1) row.present |= 1U << i;
         chain_case c = chain_case_create(&row, dtype);
         check_context("S=1, step %d, %s, %s", k, number_name(dtype), at->name);
         solve_run run = solve_with(&c, NULL, NULL, 1, at);

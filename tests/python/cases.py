@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_deeppcr as dpcr
-from torch_deeppcr import _activations, reference
+from torch_deeppcr import _activations, _kinds, reference
 
 # name -> a setting of its parameters that is not the default
 ACTIVATIONS: dict[str, tuple[float, ...]] = {
@@ -30,8 +30,9 @@ ACTIVATIONS: dict[str, tuple[float, ...]] = {
     "softplus": (1.5, 2.0),
 }
 NORMS = (None, "layer_norm", "rms_norm")
-KINDS = ("mlp", "residual", "euler", "layers")
+KINDS = ("mlp", "residual", "euler", "layers", "denoise")
 NORMED = ("residual", "layers")
+WIDE = ("residual", "denoise")  # h may be another than w
 
 
 @dataclass
@@ -52,14 +53,15 @@ class Chain:
     seed: int = 0
     solver: dict[str, Any] = field(default_factory=dict)  # segments and so on
     norm_eps: float | None = None
-    layers: int = 2  # as skip: of kind "layers"
-    skip: bool = True
+    layers: int = 2  # of kind "layers", and "denoise", which may have none
+    skip: bool = True  # of kind "layers"
+    noise: bool = True  # of kind "denoise"
     tensors: list[Tensor | None] = field(init=False)  # input, then the parameters
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         L, w = self.length, self.width
-        h = self.hidden if self.kind == "residual" and self.hidden else w
+        h = self.hidden if self.kind in WIDE and self.hidden else w
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
             values = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
@@ -76,6 +78,18 @@ class Chain:
         z = normal(self.batch, w)
         if self.kind in ("mlp", "euler"):
             self.tensors = [z, matrix(w, w), vector(w, self.bias)]
+            return
+        if self.kind == "denoise":
+            hidden = normal(self.layers, h, h, scale=self.gain * max(h, 1) ** -0.5)
+            c = self.scale * (1 + normal(L, 1, scale=0.3))
+            self.tensors = [
+                *(z, normal(h, w, scale=self.gain * max(w, 1) ** -0.5)),
+                *(normal(L, self.layers + 1, h, scale=0.3), hidden if self.layers else None),
+                normal(w, h, scale=self.gain * max(h, 1) ** -0.5),
+                normal(w, scale=0.3) if self.bias else None,
+                torch.cat([1 + normal(L, 1, scale=0.05), c], 1),
+                normal(L, self.batch, w, scale=0.1) if self.noise else None,
+            ]
             return
         linear = [matrix(h, w), vector(h, self.bias)]
         if self.kind == "residual":
@@ -108,11 +122,23 @@ class Chain:
             options += [self.norm or "none", self.eps]
         if self.kind == "layers":
             options.append(self.skip)
-        return options if self.kind == "mlp" else [*options, self.scale]
+        return options if self.kind in ("mlp", "denoise") else [*options, self.scale]
 
     @property
     def reference(self) -> Callable[..., Any]:
         return getattr(reference, self.kind)
+
+    @property
+    def chain_kind(self) -> _kinds.ChainKind:
+        (kind,) = (kind for kind in _kinds.KINDS if kind.name == self.kind)
+        return kind
+
+    def one_step(self, parameters: Iterable[Tensor | None], index: int) -> list[Tensor | None]:
+        """The parameters of a chain of that step alone."""
+        return [
+            p[index : index + 1] if stacked and p is not None else p
+            for p, stacked in zip(parameters, self.chain_kind.stacked, strict=True)
+        ]
 
     def all(self, present: Iterable[Tensor]) -> list[Tensor | None]:
         """``tensors`` with other values."""
@@ -127,6 +153,10 @@ class Chain:
             return dpcr.mlp_chain(*tensors, **options)
         if self.kind == "euler":
             return dpcr.euler_chain(*tensors, scale=self.scale, **options)
+        if self.kind == "denoise":
+            *tensors, coefficients, noise = tensors
+            options |= {"coefficients": coefficients, "noise": noise}
+            return dpcr.denoise_chain(*tensors, **options)
         options |= {"norm": self.norm, "norm_eps": self.norm_eps, "scale": self.scale}
         if self.kind == "layers":
             return dpcr.layers_chain(*tensors, skip=self.skip, **options)
@@ -137,6 +167,9 @@ class Chain:
         z, *parameters = self.all(present or self.present)
         outer = z.shape[:-1]
         flat = z.reshape(math.prod(outer), self.width)
+        for index in self.chain_kind.sampled:
+            if parameters[index] is not None:
+                parameters[index] = parameters[index].reshape(self.length, *flat.shape)
         out, states = self.reference(flat, *parameters, *self.options, True)
         out = out.reshape(*outer, self.width)
         states = states.reshape(self.length, *outer, self.width)
@@ -147,6 +180,8 @@ class Chain:
         third derivatives of layer_norm take mean and variance to be constants."""
         z, *parameters = self.all(present or self.present)
         count = self.length
+        if self.kind == "denoise":
+            return self.elementary_denoise(z, *parameters)
         steps = [[None] * count if p is None else p.unbind(0) for p in parameters]
         activation = (self.activation, ACTIVATIONS[self.activation])
         if self.kind in ("mlp", "euler"):
@@ -169,6 +204,29 @@ class Chain:
             u = u @ weight1.T if bias1 is None else u @ weight1.T + bias1
             u = _activations.apply(*activation, u) @ weight2.T
             z = z + self.scale * (u if bias2 is None else u + bias2)
+        return z
+
+    def elementary_denoise(
+        self,
+        z: Tensor,
+        weight_in: Tensor,
+        bias: Tensor,
+        weight_hidden: Tensor | None,
+        weight_out: Tensor,
+        bias_out: Tensor | None,
+        coefficients: Tensor,
+        noise: Tensor | None,
+    ) -> Tensor:
+        activation = (self.activation, ACTIVATIONS[self.activation])
+        for index in range(self.length):
+            b = bias[index]
+            x = _activations.apply(*activation, z @ weight_in.T + b[0])
+            for m in range(self.layers):
+                x = x + _activations.apply(*activation, x @ weight_hidden[m].T + b[m + 1])
+            x = x @ weight_out.T
+            x = x if bias_out is None else x + bias_out
+            z = coefficients[index, 0] * z + coefficients[index, 1] * x
+            z = z if noise is None else z + noise[index]
         return z
 
     def normed(self, u: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
@@ -196,6 +254,7 @@ class Chain:
             norm_eps=self.norm_eps,
             layers=self.layers,
             skip=self.skip,
+            noise=self.noise,
         )
         other.tensors = [None if t is None else t.detach().to(device, dtype) for t in self.tensors]
         return other
@@ -218,8 +277,10 @@ SMALL_CHAINS = [
     Chain("euler", 4, 2, 2, activation="tanh", bias=False, solver={"segments": 4}),
     Chain("residual", 3, 2, 3, activation="silu", norm="layer_norm", solver={"segments": 3}),
     Chain("layers", 4, 2, 3, activation="gelu", solver={"segments": 2}),
+    Chain("denoise", 3, 2, 3, layers=0, bias=False, noise=False, solver={"segments": 3}),
+    Chain("denoise", 2, 2, 2, hidden=3, activation="silu", layers=1),
 ]
-RAW_CHAINS = SMALL_CHAINS[:6]
+RAW_CHAINS = [*SMALL_CHAINS[:6], SMALL_CHAINS[-1]]
 """One segment, every kind that has parameters of its own."""
 
 

@@ -10,6 +10,7 @@ from cases import (
     KINDS,
     NORMED,
     NORMS,
+    WIDE,
     Chain,
     assert_close,
     gradients,
@@ -31,22 +32,23 @@ def chains(draw: st.DrawFn) -> Chain:
         length=draw(st.sampled_from([0, 1, 2, 3, 8, 31])),
         batch=draw(sizes),
         width=draw(sizes),
-        hidden=draw(st.sampled_from([1, 3, 8, 20])) if kind == "residual" else 0,
+        hidden=draw(st.sampled_from([1, 3, 8, 20])) if kind in WIDE else 0,
         activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
         norm=draw(st.sampled_from(NORMS)) if kind in NORMED else None,
         bias=draw(st.booleans()),
         scale=draw(st.sampled_from([1.0, 0.25, -0.5])),
         gain=draw(st.sampled_from([0.5, 1.0])),
         seed=draw(st.integers(0, 2**16)),
-        layers=draw(st.integers(1, 3)) if kind == "layers" else 1,
+        layers=draw(st.integers(0 if kind == "denoise" else 1, 3)),
         skip=draw(st.booleans()),
+        noise=draw(st.booleans()),
     )
 
 
 def steepest(chain: Chain) -> float:
     """How much a chain may enlarge roundings: its gradient, and 1 / sqrt(eps) of a norm, by which
     PyTorch's loop multiplies the rounding of a state without variance (width 1)."""
-    norm = chain.eps**-0.5 if chain.norm == "layer_norm" and chain.width == 1 else 1.0
+    norm = chain.eps**-0.5 if chain.norm and chain.width == 1 else 1.0
     return norm * max(1.0, scale_of(gradients(chain.loop, chain.present)[0]))
 
 
@@ -105,6 +107,8 @@ def test_input_of_any_rank(kind: str, outer: tuple[int, ...]) -> None:
     chain = Chain(kind, 3, 1, 4, hidden=5)
     z = torch.randn(*outer, 4, dtype=torch.float64)
     inputs = [z, *chain.present[1:]]
+    if kind == "denoise":  # every sample has its own noise
+        inputs[-1] = torch.randn(3, *outer, 4, dtype=torch.float64)
     actual, states = chain.run(*inputs, return_states=True)
     assert actual.shape == (*outer, 4) and states.shape == (3, *outer, 4)
     assert_close((actual, states), chain.loop(*inputs, return_states=True))

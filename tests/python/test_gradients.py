@@ -60,7 +60,7 @@ def test_gradgradcheck(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("kind", ["mlp", "residual", "layers"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "layers", "denoise"])
 def test_every_activation(kind: str, activation: str) -> None:
     chain = Chain(kind, 2, 3, 3, activation=activation, seed=1)
     leaves = [t.clone().requires_grad_() for t in chain.present]

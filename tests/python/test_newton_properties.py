@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import KINDS, NORMED, NORMS, Chain, gradients, scale_of
+from cases import KINDS, NORMED, NORMS, WIDE, Chain, gradients, scale_of
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -42,15 +42,16 @@ def chains(draw: st.DrawFn) -> Chain:
         batch=draw(st.integers(1, 6)),
         # RMSNorm makes 1 or -1 of one number, LayerNorm of two: gradients would be rounding.
         width=draw(st.integers({None: 1, "rms_norm": 2, "layer_norm": 3}[norm], 6)),
-        hidden=draw(st.sampled_from([1, 3, 8])) if kind == "residual" else 0,
+        hidden=draw(st.sampled_from([1, 3, 8])) if kind in WIDE else 0,
         activation=draw(st.sampled_from(["identity", "relu", "tanh", "silu", "gelu", "elu"])),
         norm=norm,
         bias=draw(st.booleans()),
         scale=draw(st.sampled_from([1.0, 0.25, -0.5, 0.03])),
         gain=draw(st.sampled_from([0.3, 0.7, 1.0, 1.2, 1.6, 2.5])),
         seed=draw(st.integers(0, 2**16)),
-        layers=draw(st.integers(1, 3)) if kind == "layers" else 1,
+        layers=draw(st.integers(0 if kind == "denoise" else 1, 3)),
         skip=draw(st.booleans()),
+        noise=draw(st.booleans()),
         solver=solver,
         norm_eps=1e-5,
     )
@@ -65,8 +66,7 @@ def disturbed(chain: Chain, size: float, seed: int) -> Callable[..., Any]:
         generator = torch.Generator().manual_seed(seed)
         states = []
         for index in range(chain.length):
-            slices = [None if p is None else p[index : index + 1] for p in parameters]
-            z, _ = chain.reference(z, *slices, *chain.options, False)
+            z, _ = chain.reference(z, *chain.one_step(parameters, index), *chain.options, False)
             noise = torch.rand(z.shape, generator=generator, dtype=z.dtype) * 2 - 1
             z = z * (1 + size * noise)
             if z.requires_grad:

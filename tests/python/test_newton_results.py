@@ -32,7 +32,7 @@ CONVERGED, SEQUENTIAL, _ = dpcr.Status
 @pytest.mark.parametrize("return_states", [False, True])
 @pytest.mark.parametrize("memory", ["states", "recompute"])
 @pytest.mark.parametrize("jacobian", ["dense", "identity", "zero"])
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "denoise"])
 def test_gradcheck(kind: str, jacobian: str, memory: str, return_states: bool) -> None:
     norm = "layer_norm" if kind == "residual" else None
     chain = Chain(kind, 7, 2, 3, hidden=2, activation="gelu", norm=norm)
@@ -94,7 +94,7 @@ def test_threads_do_not_change_bits() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(0, 3, 4), (5, 0, 4), (5, 3, 0), (0, 0, 0), (1, 1, 1)])
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "denoise"])
 def test_empty_sizes(kind: str, sizes: tuple[int, int, int]) -> None:
     chain = Chain(kind, *sizes, hidden=2)
     for memory in ("states", "recompute"):

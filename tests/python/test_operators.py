@@ -35,6 +35,10 @@ RESIDUAL = (
     "Tensor? norm_bias"
 )
 LAYERS = "Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias"
+DENOISE = (
+    "Tensor weight_in, Tensor bias, Tensor? weight_hidden, Tensor weight_out, Tensor? bias_out, "
+    "Tensor coefficients, Tensor? noise"
+)
 NORM = "str norm, float norm_eps, float scale"
 LAYERS_NORM = "str norm, float norm_eps, bool skip, float scale"
 CHAIN_OUTPUTS = "(Tensor z, Tensor states, Tensor info)"
@@ -65,6 +69,10 @@ SCHEMAS = {
     "layers_backward": f"{INCOMING}, {LAYERS}, {ACTIVATION}, {LAYERS_NORM}, {SOLVER}, "
     "bool[] needs) -> (Tensor gz0, Tensor gweight, Tensor gbias, Tensor gnorm_weight, "
     "Tensor gnorm_bias, Tensor info)",
+    "denoise": f"Tensor z0, {DENOISE}, Tensor? guess, {ACTIVATION}, {SOLVER}) -> {CHAIN_OUTPUTS}",
+    "denoise_backward": f"{INCOMING}, {DENOISE}, {ACTIVATION}, {SOLVER}, bool[] needs) -> "
+    "(Tensor gz0, Tensor gweight_in, Tensor gbias, Tensor gweight_hidden, Tensor gweight_out, "
+    "Tensor gbias_out, Tensor gcoefficients, Tensor gnoise, Tensor info)",
 }
 
 
@@ -208,7 +216,7 @@ def test_direct_calls_are_differentiable(chain: Chain, keep: str) -> None:
     leaves = [t.clone().requires_grad_() for t in chain.present]
     copy = Chain(chain.kind, chain.length, chain.batch, chain.width, chain.hidden)
     copy.activation, copy.norm, copy.scale = chain.activation, chain.norm, chain.scale
-    copy.layers, copy.skip = chain.layers, chain.skip
+    copy.layers, copy.skip, copy.noise = chain.layers, chain.skip, chain.noise
     given = iter(leaves)
     copy.tensors = [None if t is None else next(given) for t in chain.tensors]
     z, *_ = getattr(ops, chain.kind)(*chain_arguments(copy, NEWTON), keep)

@@ -52,6 +52,13 @@ static void FN(euler_pullback)(const dpcr_chain *chain, const struct FN(step_bac
 }
 
 static const struct FN(step_kind) FN(euler) = {
-    FN(euler_scratch_rows), FN(mlp_tangent_rows), FN(euler_forward), FN(euler_tangent),
-    FN(euler_pullback),     FN(mlp_saved_size),   FN(mlp_gradient),
+    FN(euler_scratch_rows),
+    FN(mlp_tangent_rows),
+    FN(euler_forward),
+    FN(euler_tangent),
+    FN(euler_pullback),
+    FN(mlp_saved_size),
+    FN(mlp_gradient),
+    NULL,
+    NULL,
 };

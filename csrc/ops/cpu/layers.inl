@@ -189,6 +189,13 @@ static void FN(layers_gradient)(const struct pullback_pass *pass, int64_t l, con
 }
 
 static const struct FN(step_kind) FN(layers) = {
-    FN(layers_scratch_rows), FN(layers_tangent_rows), FN(layers_forward),  FN(layers_tangent),
-    FN(layers_pullback),     FN(layers_saved_size),   FN(layers_gradient),
+    FN(layers_scratch_rows),
+    FN(layers_tangent_rows),
+    FN(layers_forward),
+    FN(layers_tangent),
+    FN(layers_pullback),
+    FN(layers_saved_size),
+    FN(layers_gradient),
+    NULL,
+    NULL,
 };

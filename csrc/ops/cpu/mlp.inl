@@ -70,6 +70,13 @@ static void FN(mlp_gradient)(const struct pullback_pass *pass, int64_t l, const 
 }
 
 static const struct FN(step_kind) FN(mlp) = {
-    FN(mlp_scratch_rows), FN(mlp_tangent_rows), FN(mlp_forward),  FN(mlp_tangent),
-    FN(mlp_pullback),     FN(mlp_saved_size),   FN(mlp_gradient),
+    FN(mlp_scratch_rows),
+    FN(mlp_tangent_rows),
+    FN(mlp_forward),
+    FN(mlp_tangent),
+    FN(mlp_pullback),
+    FN(mlp_saved_size),
+    FN(mlp_gradient),
+    NULL,
+    NULL,
 };

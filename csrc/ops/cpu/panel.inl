@@ -51,12 +51,12 @@ static int64_t FN(lanes_of)(int64_t tile, int64_t count) {
 
 static const REAL *FN(parameter)(const dpcr_chain *chain, dpcr_parameter which, int64_t l) {
     const REAL *data = chain->parameter[which];
-    return data ? data + l * dpcr_parameter_size(chain, which) : NULL;
+    return data ? data + l * dpcr_parameter_stride(chain, which) : NULL;
 }
 
 static REAL *FN(gradient_of)(const struct pullback_pass *pass, dpcr_parameter which, int64_t l) {
     REAL *data = pass->arrays->gparameter[which];
-    return data ? data + l * dpcr_parameter_size(pass->chain, which) : NULL;
+    return data ? data + l * dpcr_parameter_stride(pass->chain, which) : NULL;
 }
 
 /* W (m,k), V (k,lanes) -> out (m,lanes) = W V; always a panel, also for one sample's tangents */
@@ -78,6 +78,14 @@ static void FN(scale_panel)(int64_t w, int64_t n, int64_t lanes, const REAL *D, 
 static void FN(sum_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, int64_t gs, const REAL *X,
                           int64_t xs, REAL *out) {
     FN(panel_product)(m, k, count, &(struct FN(matrix)){G, 1, gs}, &(struct FN(panel)){X, xs}, NULL, out, k);
+}
+
+/* The same added to out, from the last row: however the rows are cut into runs, taken from the last, no bit of the
+ * sum changes. */
+static void FN(add_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, int64_t gs, const REAL *X,
+                          int64_t xs, REAL *out) {
+    const struct FN(matrix) last = {G + (count - 1) * gs, 1, -gs};
+    FN(panel_add)(m, k, count, &last, &(struct FN(panel)){X + (count - 1) * xs, -xs}, out, k);
 }
 
 /* rows (count, stride) -> out (m) = their sum */
@@ -113,6 +121,12 @@ struct FN(step_back) {
     REAL *scratch;              /* scratch_rows panels rows of n */
 };
 
+/* Steps that follow each other: saved rows (count,B,saved_size), before rows (count,B,w). */
+struct FN(steps) {
+    int64_t first, count;
+    const REAL *saved, *before;
+};
+
 struct FN(step_kind) {
     /* Panel rows of scratch: of n lanes (forward, tangent, pullback), and of tangent lanes. */
     int64_t (*scratch_rows)(const dpcr_chain *chain);
@@ -127,4 +141,8 @@ struct FN(step_kind) {
     int64_t (*saved_size)(const dpcr_chain *chain);
     /* saved rows (B,saved_size), before rows (B,w) -> the wanted parameter gradients of step l */
     void (*gradient)(const struct pullback_pass *pass, int64_t l, const REAL *saved, const REAL *before);
+    /* NULL, or of parameters that all steps share: parts of their gradients, computed in parallel; and how a run of
+     * steps is added to one of them, from its last row */
+    int64_t (*parts)(const dpcr_chain *chain);
+    void (*add_gradient)(const struct pullback_pass *pass, int64_t part, struct FN(steps) run);
 };

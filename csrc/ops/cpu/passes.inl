@@ -11,7 +11,8 @@ static const struct FN(step_kind) * FN(kind_of)(const dpcr_chain *chain) {
     static const struct FN(step_kind) *const kinds[DPCR_STEPS] = {[DPCR_MLP] = &FN(mlp),
                                                                   [DPCR_RESIDUAL] = &FN(residual),
                                                                   [DPCR_EULER] = &FN(euler),
-                                                                  [DPCR_LAYERS] = &FN(layers)};
+                                                                  [DPCR_LAYERS] = &FN(layers),
+                                                                  [DPCR_DENOISE] = &FN(denoise)};
     return kinds[chain->step];
 }
 
@@ -143,6 +144,7 @@ static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const
         FN(seed_tangents)(w, n, Q);
     }
     REAL *scratch = dpcr_take(&arena, 0);
+    const void *noise = chain->parameter[DPCR_NOISE];
     FN(load_tile)(w, at->count, n, FN(start_row)(pass, k, at->s0), z);
     const int64_t last = dpcr_edge(k + 1, chain->L, pass->S);
     for (int64_t l = dpcr_edge(k, chain->L, pass->S); l < last; l++) {
@@ -150,6 +152,7 @@ static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const
             kind->tangent(chain, l, n, z, next, Q, scratch);
         else
             kind->forward(chain, l, n, z, next, scratch);
+        if (noise) FN(add_tile)(w, at->count, n, FN(row)(noise, l, pass->first + at->s0, chain), next);
         if (wants.states)
             FN(store_tile)(w, at->count, n, next,
                            FN(row)(pass->states, l - pass->states_first, pass->first + at->s0, chain), w);
@@ -322,20 +325,45 @@ static void FN(finish_pullback)(const struct pullback_pass *pass) {
     FN(run_pullback)(pass, FN(finish_pullback_task), 1);
 }
 
+/* Steps first..last-1 of the pass. */
+static struct FN(steps) FN(steps_of)(const struct pullback_pass *pass, int64_t first, int64_t last) {
+    const REAL *saved = pass->saved;
+    return (struct FN(steps)){first, last - first,
+                              saved + (first - pass->first) * pass->chain->B * pass->saved_size,
+                              FN(before)(pass, first, 0)};
+}
+
+/* One part of the gradients of shared parameters: runs of steps that are not frozen, from the last. */
+static void FN(add_runs)(const struct pullback_pass *pass, int64_t part) {
+    int64_t first;
+    for (int64_t end = pass->last; end > pass->first; end = first) {
+        first = end - 1;
+        if (FN(is_frozen)(pass, first)) continue;
+        /* the state before step pass->first lies elsewhere than the others */
+        while (first > pass->first + 1 && !FN(is_frozen)(pass, first - 1)) first--;
+        FN(kind_of)(pass->chain)->add_gradient(pass, part, FN(steps_of)(pass, first, end));
+    }
+}
+
+/* The steps, then the parts of what they share. */
 static void FN(gradient_task)(const void *argument, int64_t task, void *memory) {
     (void)memory;
     const struct pullback_pass *pass = argument;
-    if (FN(is_frozen)(pass, pass->first + task)) return;
-    const REAL *saved = (const REAL *)pass->saved + task * pass->chain->B * pass->saved_size;
-    FN(kind_of)(pass->chain)
-        ->gradient(pass, pass->first + task, saved, FN(before)(pass, pass->first + task, 0));
+    const int64_t steps = pass->last - pass->first, l = pass->first + task;
+    if (task >= steps) {
+        FN(add_runs)(pass, task - steps);
+    } else if (!FN(is_frozen)(pass, l)) {
+        const struct FN(steps) step = FN(steps_of)(pass, l, l + 1);
+        FN(kind_of)(pass->chain)->gradient(pass, l, step.saved, step.before);
+    }
 }
 
 static void FN(gradient)(const struct pullback_pass *pass) {
     const dpcr_chain *chain = pass->chain;
+    const struct FN(step_kind) *kind = FN(kind_of)(chain);
     const struct tasks tasks = {.run = FN(gradient_task),
                                 .pass = pass,
-                                .count = pass->last - pass->first,
+                                .count = pass->last - pass->first + (kind->parts ? kind->parts(chain) : 0),
                                 .work = (double)(pass->last - pass->first) * (double)chain->B
                                         * FN(step_work)(chain)};
     dpcr_run_tasks(pass->exec, &tasks);

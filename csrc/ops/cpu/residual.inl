@@ -150,6 +150,13 @@ static void FN(residual_gradient)(const struct pullback_pass *pass, int64_t l, c
 }
 
 static const struct FN(step_kind) FN(residual) = {
-    FN(residual_scratch_rows), FN(residual_tangent_rows), FN(residual_forward),  FN(residual_tangent),
-    FN(residual_pullback),     FN(residual_saved_size),   FN(residual_gradient),
+    FN(residual_scratch_rows),
+    FN(residual_tangent_rows),
+    FN(residual_forward),
+    FN(residual_tangent),
+    FN(residual_pullback),
+    FN(residual_saved_size),
+    FN(residual_gradient),
+    NULL,
+    NULL,
 };

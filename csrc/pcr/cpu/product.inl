@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Small dense products: all matrix arithmetic of the library goes through these four functions.
+ * Small dense products: all matrix arithmetic of the library goes through these five functions.
  *
  *   panel_product   Y = W X + bias    W (m,k) with any strides, X (k,n), Y (m,n) rows of lanes
+ *   panel_add       Y = Y + W X       the same sum, begun at Y: it can be cut anywhere along k
  *   square_product  C = A B           all (w,w), A with any strides
  *   matvec          y = W x + b       W (m,k) with one unit stride
  *   row_dot         x . y
@@ -55,12 +56,13 @@ INLINE VEC FN(splat)(REAL a) {
     return a - (VEC){0};
 }
 
-/* R rows by C vectors of Y.  R and C are constants at every call, so acc lives in registers. */
-INLINE void FN(micro)(const int R, const int C, int64_t k, struct FN(matrix) W, struct FN(panel) X,
-                      const REAL *bias, REAL *Y, int64_t ldy) {
+/* R rows by C vectors of Y.  R, C and add are constants at every call, so acc lives in registers. */
+INLINE void FN(micro)(const int R, const int C, const bool add, int64_t k, struct FN(matrix) W,
+                      struct FN(panel) X, const REAL *bias, REAL *Y, int64_t ldy) {
     VEC acc[8][2];
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) acc[r][c] = FN(splat)(bias ? bias[r] : 0);
+        for (int c = 0; c < C; c++)
+            acc[r][c] = add ? FN(load)(Y + r * ldy + c * LANES) : FN(splat)(bias ? bias[r] : 0);
     for (int64_t i = 0; i < k; i++) {
         VEC x[2];
         for (int c = 0; c < C; c++) x[c] = FN(load)(X.data + i * X.row + c * LANES);
@@ -75,21 +77,23 @@ INLINE void FN(micro)(const int R, const int C, int64_t k, struct FN(matrix) W, 
 }
 
 /* All rows of one column of blocks, C vectors wide. */
-INLINE void FN(micro_rows)(const int C, int64_t m, int64_t k, struct FN(matrix) W, struct FN(panel) X,
-                           const REAL *bias, REAL *Y, int64_t ldy) {
+INLINE void FN(micro_rows)(const int C, const bool add, int64_t m, int64_t k, struct FN(matrix) W,
+                           struct FN(panel) X, const REAL *bias, REAL *Y, int64_t ldy) {
     /* 8 x 2 accumulators, 2 of X and a broadcast fit 32 registers; with 16 they spill, 4 x 2 does not */
     enum { kRows = VECTOR_REGISTERS == 32 ? 8 : 4 };
     int64_t r = 0;
     for (; r + kRows <= m; r += kRows)
-        FN(micro)(kRows, C, k, FN(from_row)(W, r), X, bias ? bias + r : NULL, Y + r * ldy, ldy);
-    for (; r < m; r++) FN(micro)(1, C, k, FN(from_row)(W, r), X, bias ? bias + r : NULL, Y + r * ldy, ldy);
+        FN(micro)(kRows, C, add, k, FN(from_row)(W, r), X, bias ? bias + r : NULL, Y + r * ldy, ldy);
+    for (; r < m; r++)
+        FN(micro)(1, C, add, k, FN(from_row)(W, r), X, bias ? bias + r : NULL, Y + r * ldy, ldy);
 }
 
 /* The same for fewer lanes than a vector has: copied to whole vectors and back. */
-static void FN(micro_tail)(int64_t n, int64_t m, int64_t k, struct FN(matrix) W, struct FN(panel) X,
-                           const REAL *bias, REAL *Y, int64_t ldy) {
+INLINE void FN(micro_tail)(int64_t n, const bool add, int64_t m, int64_t k, struct FN(matrix) W,
+                           struct FN(panel) X, const REAL *bias, REAL *Y, int64_t ldy) {
     for (int64_t r = 0; r < m; r++) {
         VEC acc = FN(splat)(bias ? bias[r] : 0);
+        for (int64_t j = 0; add && j < n; j++) acc[j] = Y[r * ldy + j];
         for (int64_t i = 0; i < k; i++) {
             VEC x = {0};
             for (int64_t j = 0; j < n; j++) x[j] = X.data[i * X.row + j];
@@ -107,9 +111,23 @@ MAYBE_UNUSED static void FN(panel_product)(int64_t m, int64_t n, int64_t k, cons
     const struct FN(panel) X = *panel;
     int64_t j = 0;
     for (; j + 2 * LANES <= n; j += 2 * LANES)
-        FN(micro_rows)(2, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
-    for (; j + LANES <= n; j += LANES) FN(micro_rows)(1, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
-    if (j < n) FN(micro_tail)(n - j, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
+        FN(micro_rows)(2, false, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
+    for (; j + LANES <= n; j += LANES)
+        FN(micro_rows)(1, false, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
+    if (j < n) FN(micro_tail)(n - j, false, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
+}
+
+/* W (m,k), X (k,n) added to Y (m,n) rows of ldy */
+MAYBE_UNUSED static void FN(panel_add)(int64_t m, int64_t n, int64_t k, const struct FN(matrix) * matrix,
+                                       const struct FN(panel) * panel, REAL *Y, int64_t ldy) {
+    const struct FN(matrix) W = *matrix;
+    const struct FN(panel) X = *panel;
+    int64_t j = 0;
+    for (; j + 2 * LANES <= n; j += 2 * LANES)
+        FN(micro_rows)(2, true, m, k, W, FN(from_lane)(X, j), NULL, Y + j, ldy);
+    for (; j + LANES <= n; j += LANES)
+        FN(micro_rows)(1, true, m, k, W, FN(from_lane)(X, j), NULL, Y + j, ldy);
+    if (j < n) FN(micro_tail)(n - j, true, m, k, W, FN(from_lane)(X, j), NULL, Y + j, ldy);
 }
 
 /* (w,w) times (w,w) for one w, a constant at every call, at most 16: as panels the smallest take 30 times as long */

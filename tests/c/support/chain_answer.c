@@ -134,17 +134,19 @@ static uint64_t run_backward(const chain_case *c, dpcr_pullback pass, int run, c
 static gradient_answer gradients_blank(const chain_case *c) {
     gradient_answer a = {.z0 = doubles(c->row.B * c->row.w)};
     for (int i = 0; i < DPCR_PARAMETERS; i++)
-        a.parameter[i] = chain_row_has(&c->row, i) ? doubles(c->row.L * chain_row_size(&c->row, i)) : NULL;
+        a.parameter[i] = chain_row_has(&c->row, i)
+                             ? doubles(chain_row_pieces(&c->row, i) * chain_row_size(&c->row, i))
+                             : NULL;
     return a;
 }
 
 gradient_answer gradient_answer_create(const chain_case *c, const double *states, const double *gz,
                                        const double *gstates) {
-    const int64_t L = c->row.L, state = c->row.B * c->row.w;
+    const int64_t state = c->row.B * c->row.w;
     const dpcr_pullback pass = {.states = states, .gz = gz, .gstates = gstates};
     gradient_answer a = gradients_blank(c), noisy = gradients_blank(c);
     double *z0 = zeros(1), *parameter[DPCR_PARAMETERS];
-    for (int i = 0; i < DPCR_PARAMETERS; i++) parameter[i] = zeros(L);
+    for (int i = 0; i < DPCR_PARAMETERS; i++) parameter[i] = zeros(chain_row_pieces(&c->row, i));
     const uint64_t branches = run_backward(c, pass, 0, &a);
     a.steady = true;
     for (int run = 1; run <= RUNS; run++) {
@@ -152,15 +154,17 @@ gradient_answer gradient_answer_create(const chain_case *c, const double *states
         observe(z0, a.z0, noisy.z0, 1, state);
         for (int i = 0; i < DPCR_PARAMETERS; i++)
             if (a.parameter[i])
-                observe(parameter[i], a.parameter[i], noisy.parameter[i], L, chain_row_size(&c->row, i));
+                observe(parameter[i], a.parameter[i], noisy.parameter[i], chain_row_pieces(&c->row, i),
+                        chain_row_size(&c->row, i));
     }
     double *bound = finish(z0, a.z0, 1, state, c->dtype);
     a.z0_bound = bound[0];
     free(bound);
     for (int i = 0; i < DPCR_PARAMETERS; i++)
-        a.parameter_bound[i] =
-            a.parameter[i] ? finish(parameter[i], a.parameter[i], L, chain_row_size(&c->row, i), c->dtype)
-                           : parameter[i];
+        a.parameter_bound[i] = a.parameter[i]
+                                   ? finish(parameter[i], a.parameter[i], chain_row_pieces(&c->row, i),
+                                            chain_row_size(&c->row, i), c->dtype)
+                                   : parameter[i];
     gradient_answer_destroy(&noisy);
     return a;
 }

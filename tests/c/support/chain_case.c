@@ -40,7 +40,7 @@ void numbers_destroy(numbers *a) {
 }
 
 /* Unless undamped, what a step adds to its state shrinks with the depth, so that no chain leaves the range
- * of f32: by W2 and b2, or by the scale of other steps with a skip. */
+ * of f32: by W2 and b2, or by the scale of other steps with a skip, or by the coefficients. */
 static double damping_of(const chain_row *row) {
     return row->L > 4 && !row->undamped ? 4 / (double)row->L : 1;
 }
@@ -52,13 +52,24 @@ static double scale_of(const chain_row *row) {
 
 static double spread_of(const chain_row *row, int parameter) {
     const double fan_in = (double)(parameter == DPCR_W1 ? row->w : row->h), damping = damping_of(row);
+    const double residual = row->step == DPCR_RESIDUAL ? damping : 1;
     switch (parameter) {
     case DPCR_W1: /* the gain is that of the step */
         return (row->step == DPCR_LAYERS ? pow(row->gain, 1 / (double)row->layers) : row->gain)
                / sqrt(fmax(fan_in, 1));
-    case DPCR_W2: return row->gain / sqrt(fmax(fan_in, 1)) * damping;
-    case DPCR_B2: return 0.3 * damping;
+    case DPCR_WH: return row->gain / sqrt(fmax(fan_in, 1));
+    case DPCR_W2: return row->gain / sqrt(fmax(fan_in, 1)) * residual;
+    case DPCR_B2: return 0.3 * residual;
+    case DPCR_NOISE: return 0.3 * damping;
     default: return 0.3;
+    }
+}
+
+/* (L,2): a is about 1, c about the scale. */
+static void make_coefficients(const chain_row *row, numbers *a) {
+    for (int64_t i = 0; i < a->count; i++) {
+        const double x = a->value[i], damping = damping_of(row);
+        numbers_set(a, i, i % 2 ? row->scale * damping * (1 + x) : 1 + 0.3 * damping * x);
     }
 }
 
@@ -83,8 +94,9 @@ chain_case chain_case_create(const chain_row *row, dpcr_dtype dtype) {
     c.exact.dtype = DPCR_F64;
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
         const bool present = row->present >> i & 1;
-        const int64_t count = present ? row->L * chain_row_size(row, i) : 0;
+        const int64_t count = present ? chain_row_pieces(row, i) * chain_row_size(row, i) : 0;
         c.parameter[i] = numbers_random(dtype, count, i == DPCR_GAMMA ? 1 : 0, spread_of(row, i), &random);
+        if (i == DPCR_COEFFICIENTS) make_coefficients(row, &c.parameter[i]);
         c.chain.parameter[i] = present ? c.parameter[i].data : NULL;
         c.exact.parameter[i] = present ? c.parameter[i].value : NULL;
     }

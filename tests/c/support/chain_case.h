@@ -54,7 +54,7 @@ void chain_answer_destroy(chain_answer *a);
 
 typedef struct gradient_answer {
     double *z0, *parameter[DPCR_PARAMETERS];
-    double z0_bound, *parameter_bound[DPCR_PARAMETERS]; /* one bound; (L), one for a step */
+    double z0_bound, *parameter_bound[DPCR_PARAMETERS]; /* one bound; one for a piece */
     bool steady;
 } gradient_answer;
 

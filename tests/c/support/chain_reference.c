@@ -106,11 +106,50 @@ static void layers_forward(const dpcr_chain *c, int64_t l, const double *z, doub
     }
 }
 
+/* A step of denoising: the layers (input and normed unused), x_m, and the network's output. */
+typedef struct denoise {
+    step layer[MOST_LAYERS];
+    double x[MOST_LAYERS][WIDEST], net[WIDEST];
+} denoise;
+
+/* all but the noise, which is the sample's */
+static void denoise_forward(const dpcr_chain *c, int64_t l, const double *z, double *next, denoise *d,
+                            noise *n) {
+    const int64_t w = c->w, h = c->h, M = c->layers;
+    const double *b = parameter(c, DPCR_B1, l, (M + 1) * h), *b2 = parameter(c, DPCR_B2, 0, w);
+    const double *W1 = parameter(c, DPCR_W1, 0, h * w), *W2 = parameter(c, DPCR_W2, 0, w * h);
+    const double *coefficients = parameter(c, DPCR_COEFFICIENTS, l, 2);
+    for (int64_t m = 0; m <= M; m++) {
+        const double *WH = m > 0 ? parameter(c, DPCR_WH, m - 1, h * h) : NULL;
+        step *s = &d->layer[m];
+        for (int64_t i = 0; i < h; i++) {
+            const double bias = b ? b[m * h + i] : 0;
+            s->before[i] =
+                m > 0 ? dot(h, WH + i * h, 1, d->x[m - 1], bias, n) : dot(w, W1 + i * w, 1, z, bias, n);
+        }
+        activate(c, s, n);
+        for (int64_t i = 0; i < h; i++) {
+            const double from = m > 0 ? d->x[m - 1][i] : 0;
+            d->x[m][i] = rounded(n, from + s->hidden[i], m > 0 ? fabs(from) + fabs(s->hidden[i]) : 0);
+        }
+    }
+    for (int64_t i = 0; i < w; i++) {
+        d->net[i] = dot(h, W2 + i * h, 1, d->x[M], b2 ? b2[i] : 0, n);
+        const double kept = coefficients[0] * z[i], added = coefficients[1] * d->net[i];
+        next[i] = rounded(n, kept + added, 2 * (fabs(kept) + fabs(added)));
+    }
+}
+
 static void step_forward(const dpcr_chain *c, int64_t l, const double *z, double *next, step *s, noise *n) {
     const double *W2 = parameter(c, DPCR_W2, l, c->w * c->h), *b2 = parameter(c, DPCR_B2, l, c->w);
     if (c->step == DPCR_LAYERS) {
         step layer[MOST_LAYERS];
         layers_forward(c, l, z, next, layer, n);
+        return;
+    }
+    if (c->step == DPCR_DENOISE) {
+        denoise d;
+        denoise_forward(c, l, z, next, &d, n);
         return;
     }
     norm_forward(c, l, z, s, n);
@@ -163,10 +202,17 @@ static void norm_backward(const dpcr_chain *c, int64_t l, const step *s, const d
     }
 }
 
-/* Elements of a parameter in a step; in one layer of DPCR_LAYERS. */
+/* Elements of a parameter that a step sees; in one layer of DPCR_LAYERS. */
 static int64_t parameter_elements(const dpcr_chain *c, int which) {
-    const int64_t sizes[DPCR_PARAMETERS] = {c->h * c->w, c->h, c->w * c->h, c->w, c->w, c->w};
+    const int64_t biases = c->step == DPCR_DENOISE ? c->layers + 1 : 1;
+    const int64_t sizes[DPCR_PARAMETERS] = {
+        c->h * c->w, biases * c->h, c->w * c->h, c->w, c->w, c->w, c->layers * c->h * c->h, 2, c->B * c->w};
     return sizes[which];
+}
+
+static bool is_shared(const dpcr_chain *c, int which) {
+    return c->step == DPCR_DENOISE
+           && (which == DPCR_W1 || which == DPCR_WH || which == DPCR_W2 || which == DPCR_B2);
 }
 
 static int64_t step_elements(const dpcr_chain *c, int which) {
@@ -212,6 +258,49 @@ static void layers_backward(const dpcr_chain *c, int64_t l, const double *z, con
         gz[i] = c->skip ? rounded(n, g[i] + ga[i], fabs(g[i]) + fabs(ga[i])) : ga[i];
 }
 
+/* gx (h) of x_m becomes that of x_{m-1}, the gradient of u_0 where m is 0 */
+static void denoise_layer_backward(const dpcr_chain *c, int64_t m, const denoise *d, const double *z,
+                                   double *gx, slots *to, noise *n) {
+    const int64_t w = c->w, h = c->h;
+    double gu[WIDEST];
+    for (int64_t k = 0; k < h; k++) {
+        const double slope = reference_slope(c->activation, c->activation_parameter, d->layer[m].before[k]);
+        gu[k] = gx[k] * rounded(n, slope, 4 * (1 + fabs(slope)));
+        credit(to, DPCR_B1, m * h + k, gu[k]);
+        for (int64_t j = 0; m == 0 && j < w; j++) credit(to, DPCR_W1, k * w + j, gu[k] * z[j]);
+        for (int64_t j = 0; m > 0 && j < h; j++)
+            credit(to, DPCR_WH, ((m - 1) * h + k) * h + j, gu[k] * d->x[m - 1][j]);
+    }
+    if (m == 0) memcpy(gx, gu, (size_t)h * sizeof(double));
+    for (int64_t j = 0; m > 0 && j < h; j++) {
+        const double part = dot(h, parameter(c, DPCR_WH, m - 1, h * h) + j, h, gu, 0, n);
+        gx[j] = rounded(n, gx[j] + part, fabs(gx[j]) + fabs(part));
+    }
+}
+
+static void denoise_backward(const dpcr_chain *c, int64_t l, const double *z, const double *g, double *gz,
+                             slots *to, noise *n) {
+    const int64_t w = c->w, h = c->h;
+    const double *W1 = parameter(c, DPCR_W1, 0, h * w), *W2 = parameter(c, DPCR_W2, 0, w * h);
+    const double *coefficients = parameter(c, DPCR_COEFFICIENTS, l, 2);
+    double next[WIDEST], gnet[WIDEST], gx[WIDEST];
+    denoise d;
+    denoise_forward(c, l, z, next, &d, n);
+    for (int64_t i = 0; i < w; i++) {
+        gnet[i] = coefficients[1] * g[i];
+        credit(to, DPCR_COEFFICIENTS, 0, g[i] * z[i]);
+        credit(to, DPCR_COEFFICIENTS, 1, g[i] * d.net[i]);
+        credit(to, DPCR_B2, i, gnet[i]);
+        for (int64_t k = 0; k < h; k++) credit(to, DPCR_W2, i * h + k, gnet[i] * d.x[c->layers][k]);
+    }
+    for (int64_t k = 0; k < h; k++) gx[k] = dot(w, W2 + k, h, gnet, 0, n);
+    for (int64_t m = c->layers; m >= 0; m--) denoise_layer_backward(c, m, &d, z, gx, to, n);
+    for (int64_t j = 0; j < w; j++) {
+        const double kept = coefficients[0] * g[j], part = dot(h, W1 + j, w, gx, 0, n);
+        gz[j] = rounded(n, kept + part, 2 * (fabs(kept) + fabs(part)));
+    }
+}
+
 /* Gradient g of f_l(z) -> gz, parameter gradients added to `to` */
 static void step_backward(const dpcr_chain *c, int64_t l, const double *z, const double *g, double *gz,
                           slots *to, noise *n) {
@@ -222,6 +311,10 @@ static void step_backward(const dpcr_chain *c, int64_t l, const double *z, const
     double next[WIDEST], out[WIDEST], inner[WIDEST], input[WIDEST];
     if (c->step == DPCR_LAYERS) {
         layers_backward(c, l, z, g, gz, to, n);
+        return;
+    }
+    if (c->step == DPCR_DENOISE) {
+        denoise_backward(c, l, z, g, gz, to, n);
         return;
     }
     step_forward(c, l, z, next, &s, n);
@@ -256,6 +349,11 @@ void reference_propagate(const dpcr_chain *c, int64_t first, int64_t last, const
             double next[WIDEST];
             step s;
             step_forward(c, l, z, next, &s, n);
+            const double *added = parameter(c, DPCR_NOISE, l, c->B * c->w);
+            for (int64_t i = 0; i < c->w && added; i++) {
+                const double own = added[b * c->w + i];
+                next[i] = rounded(n, next[i] + own, fabs(next[i]) + fabs(own));
+            }
             memcpy(z, next, sizeof z);
             if (states) memcpy(states + ((l - first) * c->B + b) * c->w, z, (size_t)c->w * sizeof(double));
         }
@@ -287,10 +385,14 @@ static void backward_step(const dpcr_chain *c, const dpcr_pullback *pass, int64_
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
         const size_t bytes = (size_t)step_elements(c, i) * sizeof(double);
         if (!pass->gparameter[i]) continue;
-        to.gradient[i] = (double *)pass->gparameter[i] + l * step_elements(c, i);
+        to.gradient[i] = (double *)pass->gparameter[i] + (is_shared(c, i) ? 0 : l * step_elements(c, i));
         to.size[i] = allocate(bytes);
-        memset(to.gradient[i], 0, bytes);
         memset(to.size[i], 0, bytes);
+        for (int64_t k = 0; k < step_elements(c, i); k++)
+            if (is_shared(c, i))
+                to.size[i][k] = fabs(to.gradient[i][k]); /* of the later steps, to which it is added */
+            else
+                to.gradient[i][k] = 0;
     }
     for (int64_t b = 0; b < c->B; b++) {
         const double *z = l > 0 ? (const double *)pass->states + ((l - 1) * c->B + b) * c->w
@@ -301,6 +403,7 @@ static void backward_step(const dpcr_chain *c, const dpcr_pullback *pass, int64_
             const double above = adjoint[b * c->w + i];
             g[i] = extra ? rounded(n, above + extra[i], fabs(above) + fabs(extra[i])) : above;
         }
+        for (int64_t i = 0; i < c->w; i++) credit(&to, DPCR_NOISE, b * c->w + i, g[i]);
         step_backward(c, l, z, g, adjoint + b * c->w, &to, n);
     }
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
@@ -314,6 +417,9 @@ void reference_backward(const dpcr_chain *c, const dpcr_pullback *pass, noise *n
     const size_t bytes = (size_t)(c->B * c->w) * sizeof(double);
     double *adjoint = allocate(bytes);
     memset(adjoint, 0, bytes);
+    for (int i = 0; i < DPCR_PARAMETERS; i++)
+        if (pass->gparameter[i] && is_shared(c, i))
+            memset(pass->gparameter[i], 0, (size_t)step_elements(c, i) * sizeof(double));
     if (pass->gz) memcpy(adjoint, pass->gz, bytes);
     for (int64_t l = c->L - 1; l >= 0; l--) backward_step(c, pass, l, adjoint, n);
     if (pass->gz0) memcpy(pass->gz0, adjoint, bytes);

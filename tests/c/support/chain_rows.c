@@ -40,10 +40,11 @@ typedef struct table {
 } table;
 
 dpcr_step chain_family_step(int family) {
-    return family == 0                ? DPCR_MLP
-           : family <= DPCR_NORMS     ? DPCR_RESIDUAL
-           : family == 1 + DPCR_NORMS ? DPCR_EULER
-                                      : DPCR_LAYERS;
+    return family == 0                   ? DPCR_MLP
+           : family <= DPCR_NORMS        ? DPCR_RESIDUAL
+           : family == 1 + DPCR_NORMS    ? DPCR_EULER
+           : family < CHAIN_FAMILIES - 1 ? DPCR_LAYERS
+                                         : DPCR_DENOISE;
 }
 
 dpcr_norm chain_family_norm(int family) {
@@ -56,36 +57,56 @@ dpcr_norm chain_family_norm(int family) {
 void chain_row_join(chain_row *row, int family, int64_t hidden, int which) {
     row->step = chain_family_step(family);
     row->norm = chain_family_norm(family);
-    row->h = row->step == DPCR_RESIDUAL ? hidden : row->w;
-    row->layers = row->step == DPCR_LAYERS ? 1 + which % 3 : 0;
+    row->h = chain_row_has_width(row) ? hidden : row->w;
+    row->layers = row->step == DPCR_LAYERS ? 1 + which % 3 : row->step == DPCR_DENOISE ? which % 3 : 0;
     row->skip = row->step == DPCR_LAYERS && which % 2;
 }
 
+const char *const chain_parameter_names[DPCR_PARAMETERS] = {"W1",   "b1", "W2",           "b2",   "gamma",
+                                                            "beta", "WH", "coefficients", "noise"};
+
+bool chain_row_has_width(const chain_row *row) {
+    return row->step == DPCR_RESIDUAL || row->step == DPCR_DENOISE;
+}
+
 bool chain_row_has(const chain_row *row, int parameter) {
-    const bool residual = row->step == DPCR_RESIDUAL, normed = residual || row->step == DPCR_LAYERS;
+    const bool normed = row->step == DPCR_RESIDUAL || row->step == DPCR_LAYERS;
     switch (parameter) {
     case DPCR_W1:
     case DPCR_B1: return true;
     case DPCR_W2:
-    case DPCR_B2: return residual;
+    case DPCR_B2: return chain_row_has_width(row);
     case DPCR_GAMMA: return normed && row->norm != DPCR_NO_NORM;
-    default: return normed && row->norm == DPCR_LAYER_NORM;
+    case DPCR_BETA: return normed && row->norm == DPCR_LAYER_NORM;
+    default: return row->step == DPCR_DENOISE;
     }
 }
 
+bool chain_row_shares(const chain_row *row, int parameter) {
+    return row->step == DPCR_DENOISE
+           && (parameter == DPCR_W1 || parameter == DPCR_WH || parameter == DPCR_W2 || parameter == DPCR_B2);
+}
+
+int64_t chain_row_pieces(const chain_row *row, int parameter) {
+    return chain_row_shares(row, parameter) ? 1 : row->L;
+}
+
 int64_t chain_row_size(const chain_row *row, int parameter) {
-    const int64_t M = row->step == DPCR_LAYERS ? row->layers : 1;
-    const int64_t sizes[DPCR_PARAMETERS] = {M * row->h * row->w, M * row->h, row->w * row->h, row->w,
-                                            M * row->w,          M * row->w};
+    const int64_t w = row->w, h = row->h, M = row->step == DPCR_LAYERS ? row->layers : 1;
+    const int64_t biases = row->step == DPCR_DENOISE ? row->layers + 1 : M;
+    const int64_t sizes[DPCR_PARAMETERS] = {M * h * w, biases * h,          w * h, w,         M * w,
+                                            M * w,     row->layers * h * h, 2,     row->B * w};
     return chain_row_has(row, parameter) ? sizes[parameter] : 0;
 }
 
-int64_t chain_row_matrices(const chain_row *row) {
-    return row->step == DPCR_RESIDUAL ? 2 : row->step == DPCR_LAYERS ? row->layers : 1;
+int64_t chain_row_products(const chain_row *row) {
+    const int64_t w = row->w, h = row->h;
+    if (row->step == DPCR_DENOISE) return 2 * w * h + row->layers * h * h;
+    return (row->step == DPCR_RESIDUAL ? 2 : row->step == DPCR_LAYERS ? row->layers : 1) * w * h;
 }
 
 double chain_row_work(const chain_row *row) {
-    return (double)(chain_row_matrices(row) * row->w) * (double)(row->h + 1);
+    return (double)(chain_row_products(row) + (row->layers + 2) * row->w);
 }
 
 static int64_t one_of(table *t, const int64_t *values, int64_t count) {
@@ -104,7 +125,7 @@ static chain_row draw(table *t, int family, dpcr_activation activation, bool oth
                      .gain = gains[rng_below(&t->random, COUNT(gains))]};
     chain_row_join(&row, family, 0, (int)rng_below(&t->random, 6));
     if (row.step == DPCR_LAYERS && !row.skip && row.scale < 0) row.scale = -0.9; /* or nothing is left */
-    row.present = 1U << DPCR_W1 | 1U << DPCR_W2 | (unsigned)rng_below(&t->random, 64);
+    row.present = CHAIN_WEIGHTS | (unsigned)rng_below(&t->random, 1 << DPCR_PARAMETERS);
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (!chain_row_has(&row, i)) row.present &= ~(1U << i);
     return row;
@@ -123,7 +144,7 @@ static void add(table *t, chain_row row) {
         row.L = wish.L < 0 ? one_of(t, lengths, COUNT(lengths)) : wish.L;
         row.B = wish.B < 0 ? one_of(t, batches, COUNT(batches)) : wish.B;
         row.w = wish.w < 0 ? one_of(t, widths, COUNT(widths)) : wish.w;
-        row.h = row.step != DPCR_RESIDUAL ? row.w : one_of(t, hidden, COUNT(hidden));
+        row.h = chain_row_has_width(&row) ? one_of(t, hidden, COUNT(hidden)) : row.w;
     } while (row_cost(&row) > most && (wish.L < 0 || wish.B < 0 || wish.w < 0));
     if (row.step == DPCR_LAYERS && row.w == 1 && chain_row_has(&row, DPCR_BETA))
         row.present |= 1U << DPCR_BETA; /* or ReLU would sit on its kink */
@@ -172,15 +193,15 @@ chain_row *chain_rows(int *count) {
 }
 
 void chain_row_text(const chain_row *row, char *text, size_t size) {
-    static const char *const steps[DPCR_STEPS] = {"mlp", "residual", "euler", "layers"};
+    static const char *const steps[DPCR_STEPS] = {"mlp", "residual", "euler", "layers", "denoise"};
     static const char *const norms[DPCR_NORMS] = {"", " layer_norm", " rms_norm"};
-    static const char *const parameters[DPCR_PARAMETERS] = {"W1", "b1", "W2", "b2", "gamma", "beta"};
     int at = snprintf(text, size, "%s %s(%g,%g)%s L=%d B=%d w=%d h=%d gain %g scale %g eps %g%s, with",
                       steps[row->step], activation_name(row->activation), row->activation_parameter[0],
                       row->activation_parameter[1], norms[row->norm], (int)row->L, (int)row->B, (int)row->w,
                       (int)row->h, row->gain, row->scale, row->norm_eps, row->shifted ? ", shifted" : "");
-    if (row->step == DPCR_LAYERS)
+    if (row->step == DPCR_LAYERS || row->step == DPCR_DENOISE)
         at += snprintf(text + at, size - (size_t)at, " M=%d%s", (int)row->layers, row->skip ? " skip" : "");
     for (int i = 0; i < DPCR_PARAMETERS; i++)
-        if (row->present >> i & 1) at += snprintf(text + at, size - (size_t)at, " %s", parameters[i]);
+        if (row->present >> i & 1)
+            at += snprintf(text + at, size - (size_t)at, " %s", chain_parameter_names[i]);
 }

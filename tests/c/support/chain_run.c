@@ -4,6 +4,7 @@
  */
 #include "chain_run.h"
 
+#include "check.h"
 #include "numbers.h"
 
 #include <math.h>
@@ -11,6 +12,21 @@
 
 bool outputs_equal(const output *a, const output *b) {
     return a->bytes == b->bytes && (a->bytes == 0 || memcmp(a->data, b->data, a->bytes) == 0);
+}
+
+bool chain_runs(const dpcr_chain *chain, const backend *at) {
+    static bool told;
+    const dpcr_solution solution = {.report = NULL};
+    const dpcr_plan plan = {.segments = 1};
+    size_t bytes;
+    if (!at->device) return false;
+    const dpcr_exec exec = backend_exec(at, MODE_ALONE);
+    if (dpcr_chain_solve_workspace(exec, chain, &solution, &plan, &bytes) != DPCR_UNSUPPORTED) return true;
+    CHECK(chain->step == DPCR_DENOISE && strncmp(at->name, "cpu", 3) != 0, "%s: %s", at->name, dpcr_detail());
+    CHECK(strstr(dpcr_detail(), "exec.device"), "%s", dpcr_detail());
+    if (!told) check_skip(at->name, dpcr_detail());
+    told = true;
+    return false;
 }
 
 /* An array on the backend that is NULL to the call where it was not given. */
@@ -250,7 +266,7 @@ pullback_run pullback_run_create(const chain_case *c, pullback_input in, int wan
                           .newton = in.newton};
     for (int i = 0; i < DPCR_PARAMETERS; i++) {
         const bool wanted = want >> i & 1 && chain_row_has(&c->row, i);
-        gradient[i] = lend_output(c, at, wanted, c->row.L * chain_row_size(&c->row, i));
+        gradient[i] = lend_output(c, at, wanted, chain_row_pieces(&c->row, i) * chain_row_size(&c->row, i));
         pass.gparameter[i] = address(&gradient[i]);
     }
     pull_back(&run, &chain, &pass, want & WANT_PULLBACK_USED, at, m, &plan);

@@ -65,6 +65,9 @@ static const kind kinds[] = {
     {DPCR_LAYERS, DPCR_SILU, DPCR_LAYER_NORM, 1, 1, 3, true},
     {DPCR_LAYERS, DPCR_GELU, DPCR_RMS_NORM, 1, 0.1, 2, true},
     {DPCR_LAYERS, DPCR_ELU, DPCR_NO_NORM, 0.7, 0.5, 2, false},
+    {DPCR_DENOISE, DPCR_SILU, DPCR_NO_NORM, 1, -0.1, 1, false}, /* as a sampler takes them */
+    {DPCR_DENOISE, DPCR_GELU, DPCR_NO_NORM, 0.8, 0.4, 2, false},
+    {DPCR_DENOISE, DPCR_TANH, DPCR_NO_NORM, 1.5, -1, 0, false},
 };
 
 typedef struct table {
@@ -97,7 +100,7 @@ static newton_row draw_options(table *t, const kind *k) {
                       .rtol = rng_below(&t->random, 4) ? 1 : 64,
                       .max_sweeps = rng_below(&t->random, 4) ? -1 : rng_below(&t->random, 6),
                       .finish = rng_below(&t->random, 6) != 0};
-    row.chain.present = 1U << DPCR_W1 | 1U << DPCR_W2 | (rng_below(&t->random, 4) ? 63U : 0U);
+    row.chain.present = CHAIN_WEIGHTS | (rng_below(&t->random, 4) ? (1U << DPCR_PARAMETERS) - 1 : 0U);
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (!chain_row_has(&row.chain, i)) row.chain.present &= ~(1U << i);
     return row;
@@ -106,8 +109,7 @@ static newton_row draw_options(table *t, const kind *k) {
 static double row_cost(const newton_row *row) {
     const chain_row *chain = &row->chain;
     const double columns = row->structure == DPCR_P_DENSE ? (double)chain->w + 1 : 1;
-    const double layers = chain->step == DPCR_LAYERS ? (double)chain->layers : 1;
-    return (double)(chain->L * chain->B) * (double)(chain->w * (chain->h + 1)) * layers * columns;
+    return (double)(chain->L * chain->B) * chain_row_work(chain) * columns;
 }
 
 static int64_t draw_segments(table *t, int64_t L) {
@@ -127,7 +129,7 @@ static void add(table *t, newton_row row, double most) {
         row.chain.L = wish.L < 0 ? one_of(t, lengths, COUNT(lengths)) : wish.L;
         row.chain.B = wish.B < 0 ? one_of(t, batches, COUNT(batches)) : wish.B;
         row.chain.w = wish.w < 0 ? one_of(t, widths, COUNT(widths)) : wish.w;
-        row.chain.h = wish.step != DPCR_RESIDUAL ? row.chain.w : one_of(t, hidden, COUNT(hidden));
+        row.chain.h = chain_row_has_width(&wish) ? one_of(t, hidden, COUNT(hidden)) : row.chain.w;
         if (row_cost(&row) <= most) break;
     }
     if (row_cost(&row) > most) return;
