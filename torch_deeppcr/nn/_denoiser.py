@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Denoiser`: a residual MLP that predicts noise, and whose whole denoising loop is one operator."""
+"""`Denoiser`: a residual MLP that predicts noise; its whole denoising loop is one operator."""
 
 from __future__ import annotations
 
@@ -61,13 +61,18 @@ class Denoiser(nn.Module):
         self.width, self.hidden = _checks.size("width", width), _checks.size("hidden", hidden)
         self.layers, self.features = _checks.size("layers", layers), _even("features", features)
         self.activation = _activations.resolve(activation)
-        h, where = hidden, {"device": device, "dtype": dtype}
-        self.weight_in = nn.Parameter(torch.empty(h, width, **where))
-        self.weight_hidden = nn.Parameter(torch.empty(layers, h, h, **where))
-        self.weight_out = nn.Parameter(torch.empty(width, h, **where))
-        self.bias_out = nn.Parameter(torch.empty(width, **where))
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.weight_in = parameter(hidden, width)
+        self.weight_hidden = parameter(layers, hidden, hidden)
+        self.weight_out = parameter(width, hidden)
+        self.bias_out = parameter(width)
         self.time = nn.Sequential(
-            nn.Linear(features, h, **where), nn.SiLU(), nn.Linear(h, (layers + 1) * h, **where)
+            nn.Linear(features, hidden, device=device, dtype=dtype),
+            nn.SiLU(),
+            nn.Linear(hidden, (layers + 1) * hidden, device=device, dtype=dtype),
         )
         self.reset_parameters()
 
@@ -77,8 +82,9 @@ class Denoiser(nn.Module):
         for weight in self.weight_hidden.detach():
             _stacking.reset_linear(weight, None)
         _stacking.reset_linear(self.weight_out.detach(), self.bias_out.detach())
-        for layer in (self.time[0], self.time[2]):
-            layer.reset_parameters()
+        for layer in self.time:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
 
     def time_bias(self, timestep: Tensor) -> Tensor:
         """The biases of all layers, timestep (R,) -> (R, M + 1, h)."""

@@ -75,6 +75,16 @@ class Job:
             self.callback(step, self.chain.schedule.timesteps[step], self.latents(state))
         self.advance(1)
 
+    def walked_all(self, states: Tensor) -> None:
+        """All steps at once, by somebody else: states (L, B, ...)."""
+        if self.callback is not None or self.states is not None:
+            for step, state in enumerate(states.reshape(*states.shape[:2], -1)):
+                self.finalise(step, state, None)
+            return
+        self.walked = len(states)
+        self.residual = list(states.new_zeros(states.shape[:2]))
+        self.advance(len(states))
+
     def _walk(self, state: Tensor, first: int, last: int) -> Tensor:
         for step in range(first, last):
             state = self.chain.walk(step, state)

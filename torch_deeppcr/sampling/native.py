@@ -25,23 +25,23 @@ def takes(chain: Chain, latents: Tensor) -> bool:
     if type(model) is not Denoiser or not plain or sequential_wanted():
         return False
     fits = model.bias_out.dtype == latents.dtype and model.bias_out.device == latents.device
-    return chain.schedule.is_linear and fits and native(latents)
+    has_kernel = latents.device.type == "cpu" and native(latents)
+    return chain.schedule.is_linear and fits and has_kernel
 
 
 def run(job: Job, latents: Tensor) -> Tensor:
     """The fused pass: every network evaluation of the loop, in one call of the library."""
     chain, schedule = job.chain, job.chain.schedule
     assert isinstance(chain.denoiser.model, Denoiser)
-    outputs = chain.denoiser.model.denoise(
-        latents, schedule, _noise(chain, latents), return_states=True, segments=1
+    noise = _noise(chain, latents)
+    result, states = chain.denoiser.model.denoise(
+        latents, schedule, noise, return_states=True, segments=1
     )
-    result, states = outputs[0], outputs[1]
     chain.denoiser.calls, chain.denoiser.rows = len(schedule), len(schedule) * latents.shape[0]
     job.plan = replace(
         job.plan, parallel=False, why="the network is native: one fused pass over all steps"
     )
-    for step, state in enumerate(states.flatten(2)):
-        job.finalise(step, state, None)
+    job.walked_all(states)
     return result
 
 
