@@ -3,6 +3,7 @@
 
     python benchmarks/gpu.py [--out FOLDER] [--seconds N] [--full]     the grid
     python benchmarks/gpu.py --tune N [--out FOLDER]                   times against segments
+    python benchmarks/gpu.py --best FILE.json                          the fastest of such a record
     python benchmarks/gpu.py --render FILE.json                        the page of a record anew
 
 Every contender is first held to the plain loop in fp64, output and gradients, then timed in turns:
@@ -228,6 +229,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--tune", type=float, metavar="SECONDS", help="times against the number of segments")
     add("--kind", choices=tune.KINDS, default="normal", help="of --tune [%(default)s]")
     add("--render", type=Path, metavar="JSON", help="write the page of a record anew")
+    add("--best", type=Path, metavar="JSON", help="of a record of --tune: the fastest segments")
     add("--full", action="store_true", help="all passes and kinds at all sizes")
     add("--problem", type=parse_problem, nargs="+", metavar="KIND,L,W,B", help="these instead")
     add("--compiled", choices=["some", "all", "none"], default="some", help="at which sizes")
@@ -283,6 +285,9 @@ def report(record: Record, written: Path) -> int:
 def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     given = parse(arguments)
+    if given.best:
+        print(tune.best(given.best.read_text(encoding="utf-8")))
+        return 0
     if given.render:
         record = Record.from_json(given.render.read_text(encoding="utf-8"))
         page_path = given.render.with_suffix(".md")

@@ -121,8 +121,8 @@ LINES = {
 
 
 def against_length(record: Record, path: Path) -> str | None:
-    """Time of one sample against the number of steps: a row a pass, a panel a width.  Time on the
-    device where it was measured, else wall time."""
+    """Time of one sample against the number of steps, both logarithmic: a row a pass, a panel a
+    width, a curve a contender.  Time on the device where it was measured, else wall time."""
     cells = [cell for cell in record.cells if cell.batch == 1 and KINDS[cell.kind].step is not None]
     kinds = [cell.kind for cell in cells]
     if Figure is None or not kinds:
@@ -133,6 +133,8 @@ def against_length(record: Record, path: Path) -> str | None:
     runs = [run for run in (FORWARD, BACKWARD) if any(cell.run == run for cell in cells)]
     if not runs:
         return None
+    apart = any(entry.device for cell in cells for entry in cell.entries.values())
+    clock = "on the device" if apart else "wall time"
     figure = Figure(figsize=(2.6 * len(widths) + 1, 2.7 * len(runs) + 0.8))
     panels = figure.subplots(len(runs), len(widths), squeeze=False, sharex=True, sharey=True)
     for row, run in zip(panels, runs, strict=True):
@@ -140,7 +142,7 @@ def against_length(record: Record, path: Path) -> str | None:
             draw_against_length(axes, [c for c in cells if (c.run, c.width) == (run, width)])
             axes.set_title(f"w = {width}, {run}", color=INK, fontsize=9)
             tidy(axes)
-        row[0].set_ylabel("microseconds", color=INK, fontsize=9)
+        row[0].set_ylabel(f"microseconds, {clock}", color=INK, fontsize=9)
     for axes in panels[-1]:
         axes.set_xlabel("steps L", color=INK, fontsize=9)
     named = {}

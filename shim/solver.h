@@ -14,8 +14,11 @@ struct Name {
     int value;
 };
 
-inline constexpr Name kStructures[] = {
-    {"dense", DPCR_P_DENSE}, {"identity", DPCR_P_IDENTITY}, {"zero", DPCR_P_ZERO}};
+inline constexpr Name kStructures[] = {{"dense", DPCR_P_DENSE},
+                                       {"diagonal", DPCR_P_DIAGONAL},
+                                       {"scalar", DPCR_P_SCALAR},
+                                       {"identity", DPCR_P_IDENTITY},
+                                       {"zero", DPCR_P_ZERO}};
 inline constexpr Name kRefreshes[] = {{"adaptive", DPCR_ADAPTIVE}, {"always", DPCR_ALWAYS}};
 inline constexpr Name kKeeps[] = {{"nothing", static_cast<int>(Keep::nothing)},
                                   {"states", static_cast<int>(Keep::states)},

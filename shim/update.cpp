@@ -8,12 +8,6 @@
 namespace deeppcr {
 namespace {
 
-constexpr Name kUpdateStructures[] = {{"dense", DPCR_P_DENSE},
-                                      {"diagonal", DPCR_P_DIAGONAL},
-                                      {"scalar", DPCR_P_SCALAR},
-                                      {"identity", DPCR_P_IDENTITY},
-                                      {"zero", DPCR_P_ZERO}};
-
 void check_jacobian(const std::optional<Tensor> &jacobian, const Tensor &ends, dpcr_structure structure) {
     const bool wanted = structure != DPCR_P_IDENTITY && structure != DPCR_P_ZERO;
     require(jacobian.has_value() == wanted,
@@ -45,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> newton_update(Tensor states, Tensor ends, std
                                                  std::string structure, Tensor tolerance, double rtol,
                                                  int64_t segments) {
     dpcr_update update = {};
-    update.structure = choose<dpcr_structure>("structure", kUpdateStructures, structure);
+    update.structure = choose<dpcr_structure>("structure", kStructures, structure);
     check_tensors(states, ends, tolerance);
     check_jacobian(jacobian, ends, update.structure);
     const Tensor x = packed(states), e = packed(ends), thresholds = packed(tolerance);

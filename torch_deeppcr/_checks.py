@@ -17,6 +17,7 @@ from torch import Tensor
 NORMS = ("none", "layer_norm", "rms_norm")
 BLOCKS = ("dense", "diagonal", "scalar", "identity")
 _BLOCK_LETTERS = {"dense": "LBww", "diagonal": "LBw", "scalar": "LB1"}
+#: What stands for Jacobians.
 STRUCTURES = ("dense", "diagonal", "scalar", "identity", "zero")
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})

@@ -24,6 +24,7 @@ def register() -> None:
         _register_chain(kind)
     _register(torch.ops.deeppcr.linear_recurrence, _recurrence)
     _register(torch.ops.deeppcr.linear_recurrence_backward, _recurrence_backward)
+    _register(torch.ops.deeppcr.newton_update, _update)
 
 
 def _register(operator: Any, formula: Any) -> None:
@@ -86,3 +87,9 @@ def _recurrence_backward(
 ) -> int:
     products = 1 + bool(rest[-2])  # of the adjoint, and the outer products of A's gradient
     return products * _BLOCKS[blocks] * x[0] * x[1] * x[2] * x[2]
+
+
+def _update(
+    states: Any, ends: Any, jacobian: Any, structure: str, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
+    return 2 * _size(ends) * ends[2] if structure == "dense" else 0

@@ -18,7 +18,7 @@ from . import _checks
 if TYPE_CHECKING:
     from ._kinds import Options
 
-JACOBIANS = ("dense", "identity", "zero")
+JACOBIANS = _checks.STRUCTURES
 REFRESHES = ("adaptive", "always")
 UNCONVERGED = ("sequential", "warn", "raise", "ignore")
 MEMORY = ("states", "recompute")

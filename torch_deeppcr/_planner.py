@@ -119,10 +119,12 @@ class CudaRow(NamedTuple):
     batch: int
 
 
-#: Measured on an H200 (`benchmarks/gpu.py --tune`: L = 1024, Linear and tanh).  A sweep costs
-#: 15 to 50 us besides its steps, and their number is not known before; one segment takes 160 us
-#: (w = 2, 4), 200, 240 and 390 us (w = 8, 16, 32).  So a short forward pass is one segment, though
-#: an easy one of w <= 4 would gain 1.3 times; longer ones are extrapolated.
+#: Made by hand from what `python benchmarks/gpu.py --best RECORD` says of a record of `python
+#: benchmarks/gpu.py --tune SECONDS`: benchmarks/results/tune-nvidia-h200-2026-11-26.json, an H200,
+#: L = 1024, one and sixteen samples, Linear and tanh.  For another GPU: the same two commands.
+#: A sweep costs 15 to 50 us besides its steps, and their number is not known before; one segment
+#: takes 160 us (w = 2, 4), 200, 240 and 390 us (w = 8, 16, 32).  So a short forward pass is one
+#: segment, though an easy one of w <= 4 would gain 1.3 times; longer ones are extrapolated.
 CUDA_CHAINS = (
     CudaRow(4, 2048, 128, 128),
     CudaRow(8, 4096, 64, 16),

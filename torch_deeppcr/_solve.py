@@ -167,6 +167,7 @@ def _choose(
     gradients = torch.is_grad_enabled() and (
         state.requires_grad or any(p is not None and p.requires_grad for p in parameters)
     )
+    # One column of tangents is neither counted nor expected to spare a chain its sweeps.
     refresh = solver.refresh if structure == "dense" else None
     batch, width = state.shape
     problem = Problem(length, batch, width, state.dtype, refresh, threads, gradients)

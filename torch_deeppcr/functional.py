@@ -66,13 +66,17 @@ def mlp_chain(
             corrects, sweep after sweep; L is DeepPCR.  "auto" is 1, except in a module on a machine
             with many threads, where it is what the sweeps seen there say is fastest, and on CUDA
             devices, where long chains of narrow states and small batches are cut by a fixed table.
-        jacobian: what stands for the product of a segment's step Jacobians: "dense", itself
-            (Newton); "identity" (Picard's iteration, for residual chains) or "zero" (Jacobi's),
-            cheaper sweeps, but more.  "auto" is "dense"; but "identity" for chains whose steps add
-            to their input (residual, Euler, layers with skip) and are wider than 64, where w^3
-            work a step and w^2 memory a segment and sample are dearer than the extra sweeps.
-        refresh: when that product is computed: "adaptive", from the second sweep on where the last
-            gained little, or "always".
+        jacobian: what stands for the product P of a segment's step Jacobians: "dense", itself
+            (Newton); "diagonal", a guess at its diagonal from one tangent, v . (P v) with a random
+            v of +-1 that is drawn anew every time, the same in every run (quasi-Newton); "identity"
+            (Picard's iteration, for residual chains) or "zero" (Jacobi's); "scalar", the product of
+            what the steps multiply their input by, which is 1 where they add to it, else 0.  The
+            cheaper a sweep is, the more of them there are.  "auto" is "dense"; but "identity" for
+            chains whose steps add to their input (residual, Euler, layers with skip) and are wider
+            than 64, where w^3 work a step and w^2 memory a segment and sample are dearer than the
+            extra sweeps.
+        refresh: when a dense or diagonal P is computed: "adaptive", from the second sweep on where
+            the last gained little, or "always".
         rtol, atol: a segment's start may be wrong by rtol times its size (None: 8 eps of the
             dtype), or by atol.  The error is an estimate, and a chaotic chain enlarges it as it
             enlarges every rounding.

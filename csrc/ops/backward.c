@@ -124,19 +124,20 @@ static void for_chunks(const struct backward *b, const struct newton *n,
 
 /* P_k^T of the chain's segments 1..S-2, from the final states. */
 static void compute_tangents(const struct backward *b, const struct newton *n) {
-    const int64_t size = n->B * n->w * n->w;
+    const int64_t size = n->B * dpcr_P_size(n->options.structure, n->w);
     struct propagate_pass pass = forward_pass(b);
     pass.S = n->S, pass.k0 = 1, pass.k1 = n->S - 1;
     pass.trajectory = (struct trajectory){b->arrays->z0, b->arrays->states};
     if (b->recompute)
         pass.starts = (struct segment_rows){(void *)b->arrays->checkpoints, b->chain->B, b->first};
-    pass.tangents = (struct tangent_maps){n->system.maps, n->S * size, -size, true};
+    pass.tangents = (struct tangent_maps){
+        n->system.maps, n->S * size, -size, true, n->options.structure == DPCR_P_DIAGONAL, n->sweep};
     if (pass.k1 > pass.k0) b->kernels->propagate(&pass);
 }
 
 static void propagate(const struct newton *n) {
     const struct backward *b = n->problem;
-    if (n->sweep == 1 && n->options.structure == DPCR_P_DENSE) compute_tangents(b, n);
+    if (n->sweep == 1 && dpcr_P_columns(n->options.structure, n->w) > 0) compute_tangents(b, n);
     for_chunks(b, n, b->kernels->pullback, false);
 }
 
@@ -148,6 +149,11 @@ static void finish(const struct newton *n) {
 static int64_t steps_from(const struct newton *n, int64_t k) {
     const struct backward *b = n->problem;
     return dpcr_edge(n->S - k, b->chain->L, n->S);
+}
+
+static double factor(const struct newton *n, int64_t k) {
+    const struct backward *b = n->problem;
+    return dpcr_segment_factor(b->chain, n->S, n->S - 1 - k);
 }
 
 static struct newton make_newton(const struct backward *b) {
@@ -164,6 +170,7 @@ static struct newton make_newton(const struct backward *b) {
                            .propagate = propagate,
                            .finish = finish,
                            .steps_from = steps_from,
+                           .factor = factor,
                            .problem = b};
 }
 
@@ -227,12 +234,12 @@ static void shrink(struct backward *b, int64_t *value, int64_t most, const dpcr_
 static dpcr_status plan_workspace(struct backward *b, const dpcr_plan *plan, size_t *bytes) {
     const dpcr_chain *chain = b->chain;
     const int64_t element = (int64_t)dpcr_size_of(chain->dtype);
-    const bool dense = b->S > 1 && b->options.structure == DPCR_P_DENSE;
+    const int64_t columns = b->S > 1 ? dpcr_P_columns(b->options.structure, chain->w) : 0;
     b->kernels = dpcr_chain_kernels(b->exec.device, chain->dtype);
     b->units = b->S > 1 ? b->S : b->recompute ? dpcr_checkpoints(chain->L, 1) : chain->L;
     b->tasks = dpcr_tile_count(chain, b->kernels->tile(chain), dpcr_max(b->units, 1), chain->B);
     const size_t back = b->kernels->pullback_scratch(chain),
-                 forth = dense || b->recompute ? b->kernels->propagate_scratch(chain, dense) : 0;
+                 forth = columns || b->recompute ? b->kernels->propagate_scratch(chain, columns) : 0;
     b->scratch_bytes = b->tasks == 0 ? 0 : back > forth ? back : forth;
     b->saved_size = b->kernels->saved_size(chain);
     const int64_t step =

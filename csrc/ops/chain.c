@@ -175,7 +175,7 @@ static struct propagate_pass make_pass(dpcr_exec exec, const dpcr_chain *chain,
         .starts = {(void *)arrays->starts, chain->B, 0},
         .ends = {arrays->ends, chain->B, 0},
         .states = arrays->states,
-        .tangents = {arrays->tangents, 0, chain->B * chain->w * chain->w, false},
+        .tangents = {.data = arrays->tangents, .step = chain->B * chain->w * chain->w},
     };
 }
 
@@ -184,7 +184,8 @@ static dpcr_status carve_propagation(struct propagate_pass *pass, const dpcr_pla
     const struct chain_kernels *kernels = dpcr_chain_kernels(pass->exec.device, pass->chain->dtype);
     struct arena arena = {base, 0};
     const int64_t tasks = dpcr_tile_count(pass->chain, kernels->tile(pass->chain), pass->S, pass->chain->B);
-    pass->scratch_bytes = tasks ? kernels->propagate_scratch(pass->chain, pass->tangents.data != NULL) : 0;
+    pass->scratch_bytes =
+        tasks ? kernels->propagate_scratch(pass->chain, pass->tangents.data ? pass->chain->w : 0) : 0;
     const int64_t slots = dpcr_slots_within(plan, dpcr_slots(pass->exec, tasks), pass->scratch_bytes, 0);
     if (slots > 0) pass->exec.threads = slots;
     pass->scratch = dpcr_take(&arena, (size_t)slots * pass->scratch_bytes);

@@ -117,12 +117,12 @@ typedef enum dpcr_structure {
     DPCR_P_DENSE,    /* itself: Newton */
     DPCR_P_IDENTITY, /* I: Picard's iteration, for chains of residual blocks */
     DPCR_P_ZERO,     /* 0: Jacobi's iteration */
-    DPCR_P_DIAGONAL, /* of dpcr_newton_update alone, as the next */
-    DPCR_P_SCALAR,
+    DPCR_P_DIAGONAL, /* a guess at its diagonal, v . (P v) with one random v of +-1: one tangent a segment */
+    DPCR_P_SCALAR,   /* the product of what z itself is multiplied by in the steps: 1 with a skip, else 0 */
     DPCR_STRUCTURES
 } dpcr_structure;
 
-/* When a dense P is computed: at every sweep from the first, or for each sample only when its last sweep
+/* When a dense or diagonal P is computed: at every sweep from the first, or for each sample only when its last sweep
  * gained too little, and only of the segments that have changed. */
 typedef enum dpcr_refresh { DPCR_ADAPTIVE, DPCR_ALWAYS, DPCR_REFRESHES } dpcr_refresh;
 

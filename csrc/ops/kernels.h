@@ -22,10 +22,13 @@ struct propagate_pass {
     } trajectory;
     void *states; /* (-,B,w): those of step l as row l - states_first; NULL: not kept */
     int64_t states_first;
-    struct tangent_maps { /* P_k (samples,w,w) at data + first + k * step; NULL: not computed */
+    struct
+        tangent_maps { /* P_k (samples,w,w) or (samples,w) at data + first + k * step; NULL: not computed */
         void *data;
         int64_t first, step;
         bool transposed;
+        bool diagonal; /* v . (P_k v), v that of `sweep` */
+        int64_t sweep;
     } tangents;
     const struct newton_sample *control; /* (samples) what each of them needs; NULL: all of it */
     const unsigned char *stale;          /* (S,samples) with control: whose P_k is to be computed */
@@ -56,7 +59,7 @@ struct pullback_pass {
 
 struct chain_kernels {
     int64_t (*tile)(const dpcr_chain *chain);
-    size_t (*propagate_scratch)(const dpcr_chain *chain, bool tangents);
+    size_t (*propagate_scratch)(const dpcr_chain *chain, int64_t columns); /* of tangents */
     void (*propagate)(const struct propagate_pass *pass);
     /* The samples that are not settled, one segment after the other; their starts become exact. */
     void (*finish)(const struct propagate_pass *pass);
@@ -132,6 +135,22 @@ static inline double dpcr_step_flops(const dpcr_chain *chain) {
 /* Whether z is a term of f(z). */
 static inline bool dpcr_has_skip(const dpcr_chain *chain) {
     return chain->step == DPCR_LAYERS ? chain->skip : chain->step != DPCR_MLP;
+}
+
+/* What z is multiplied by in that term of f_l(z), l = 0..L-1. */
+static inline double dpcr_skip_factor(const dpcr_chain *chain, int64_t l) {
+    const void *coefficients = chain->parameter[DPCR_COEFFICIENTS];
+    if (chain->step != DPCR_DENOISE) return dpcr_has_skip(chain) ? 1 : 0;
+    return chain->dtype == DPCR_F32 ? (double)((const float *)coefficients)[2 * l]
+                                    : ((const double *)coefficients)[2 * l];
+}
+
+/* The scalar P of segment k of S. */
+static inline double dpcr_segment_factor(const dpcr_chain *chain, int64_t S, int64_t k) {
+    double product = 1;
+    for (int64_t l = dpcr_edge(k, chain->L, S); l < dpcr_edge(k + 1, chain->L, S); l++)
+        product *= dpcr_skip_factor(chain, l);
+    return product;
 }
 
 #endif

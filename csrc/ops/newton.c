@@ -18,9 +18,6 @@ dpcr_status dpcr_check_newton(const dpcr_newton *options) {
     if (!options) return DPCR_OK;
     REQUIRE((int)options->structure >= 0 && options->structure < DPCR_STRUCTURES,
             "newton.structure %d is not a dpcr_structure", (int)options->structure);
-    if (options->structure > DPCR_P_ZERO)
-        return dpcr_fail(DPCR_UNSUPPORTED, "newton.structure %d is not one of chains",
-                         (int)options->structure);
     REQUIRE((int)options->refresh >= 0 && options->refresh < DPCR_REFRESHES,
             "newton.refresh %d is not a dpcr_refresh", (int)options->refresh);
     REQUIRE(options->rtol > 0 && options->rtol < INFINITY, "newton.rtol is %g, must be positive and finite",
@@ -45,14 +42,16 @@ size_t dpcr_newton_carve(struct newton *n, void *base) {
     if (!n->starts.data) n->starts = (struct segment_rows){dpcr_take(&arena, rows), n->B, 0};
     if (!n->ends.data) n->ends = (struct segment_rows){dpcr_take(&arena, rows), n->B, 0};
     if (n->S == 1 || n->options.max_sweeps == 0) return arena.used;
-    const size_t map = n->options.structure == DPCR_P_DENSE ? (size_t)(n->w * n->w) : 0;
+    const dpcr_structure structure = n->options.structure;
+    const size_t maps = (size_t)(dpcr_P_size(structure, n->w) * (structure == DPCR_P_SCALAR ? 1 : n->B));
     n->moved = dpcr_take(&arena, (size_t)(n->S * n->B) * sizeof *n->moved);
     system->fresh = dpcr_take(&arena, levels * (size_t)n->B);
     if (base) n->stale = system->fresh + n->B; /* P_k is element k + 1 */
-    system->maps = dpcr_take(&arena, levels * (size_t)n->B * map * element);
+    system->maps = dpcr_take(&arena, levels * maps * element);
     system->offsets = dpcr_take(&arena, levels * (size_t)(n->B * n->w) * element);
     const struct recurrence_kernels *kernels = n->exec.device->recurrence[n->dtype];
-    system->block = DPCR_DENSE; /* which asks for the most scratch */
+    system->block =
+        structure == DPCR_P_DENSE ? DPCR_DENSE : DPCR_IDENTITY; /* which asks for the most scratch */
     const int64_t tasks = n->S * dpcr_ceil_div(n->B, dpcr_max(kernels->group(system), 1));
     system->scratch = dpcr_take(&arena, kernels->scratch(system) * (size_t)dpcr_slots(n->exec, tasks));
     return arena.used;
@@ -60,9 +59,21 @@ size_t dpcr_newton_carve(struct newton *n, void *base) {
 
 /* ---- sweeps --------------------------------------------------------------------------------- */
 
+/* The maps of a scalar P, which are those of all samples. */
+static void set_factors(const struct newton *n) {
+    for (int64_t k = 0; k < n->S - 1; k++) {
+        const double factor = n->factor(n, k);
+        if (n->dtype == DPCR_F32)
+            ((float *)n->system.maps)[k + 1] = (float)factor;
+        else
+            ((double *)n->system.maps)[k + 1] = factor;
+    }
+}
+
 static void begin(struct newton *n) {
-    const bool dense = n->options.structure == DPCR_P_DENSE;
-    if (!dense) n->free = n->options.structure;
+    const bool computes = dpcr_P_columns(n->options.structure, n->w) > 0;
+    if (!computes) n->free = n->options.structure;
+    if (n->free == DPCR_P_SCALAR && n->system.maps) set_factors(n);
     n->options.max_sweeps = dpcr_sweep_limit(&n->options, n->S);
     n->computed = false;
     if (n->stale) memset(n->system.fresh, 1, (size_t)(dpcr_level_elements(n->S) * n->B));
@@ -70,7 +81,7 @@ static void begin(struct newton *n) {
     for (int64_t s = 0; s < n->B; s++)
         n->samples[s] = (struct newton_sample){
             .phase = n->S == 1 ? NEWTON_CANDIDATE : NEWTON_SWEEPING,
-            .refresh = dense && (n->once || n->options.refresh == DPCR_ALWAYS),
+            .refresh = computes && (n->once || n->options.refresh == DPCR_ALWAYS),
             .before = INFINITY,
             .verdict = n->options.finish || n->options.max_sweeps == 0 ? DPCR_SEQUENTIAL : DPCR_UNCONVERGED};
 }
@@ -81,9 +92,18 @@ static bool settled(const struct newton *n) {
     return true;
 }
 
+static dpcr_block block_of(dpcr_structure structure) {
+    switch (structure) {
+    case DPCR_P_DENSE: return DPCR_DENSE;
+    case DPCR_P_DIAGONAL: return DPCR_DIAGONAL;
+    case DPCR_P_SCALAR: return DPCR_SCALAR;
+    default: return DPCR_IDENTITY;
+    }
+}
+
 /* d from r, with the P that there is. */
 static void solve(struct newton *n) {
-    n->computed = n->options.structure == DPCR_P_DENSE
+    n->computed = dpcr_P_columns(n->options.structure, n->w) > 0
                   && (n->sweep > 1 || n->once || n->options.refresh == DPCR_ALWAYS);
     for (int64_t s = 0; s < n->B; s++) {
         const struct newton_sample *sample = &n->samples[s];
@@ -91,7 +111,8 @@ static void solve(struct newton *n) {
         n->skip[s] = !own; /* without a P: d = r */
     }
     if (!n->computed && n->free == DPCR_P_ZERO) return; /* d = r */
-    n->system.block = n->computed ? DPCR_DENSE : DPCR_IDENTITY;
+    n->system.block = block_of(n->computed ? n->options.structure : n->free);
+    n->system.shared = n->system.block == DPCR_SCALAR;
     const int levels = dpcr_cyclic_reduction(&n->system, n->exec.device->recurrence[n->dtype]);
     for (int64_t s = 0; s < n->B; s++)
         if (!n->skip[s]) n->samples[s].levels = levels;

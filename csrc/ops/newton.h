@@ -18,6 +18,10 @@
  * when every r_k is rounding.  The next propagation, its final walk, must confirm that by its own q and r, or
  * the sample goes on sweeping.  Everything is decided per sample, from its own numbers alone.
  *
+ * A dense P is the product of the segment's step Jacobians; a diagonal one is  v . (P v)  with v of +-1, drawn anew
+ * at each sweep and for each segment, whose expectation is the diagonal of P.  Scalar, identity and zero are known
+ * beforehand.
+ *
  * P is kept from sweep to sweep (DPCR_ADAPTIVE) while q falls to a quarter; else it is computed again, of the
  * segments whose start has moved by more than a tenth since, or by a tenth of what the restless ones have.
  *
@@ -66,7 +70,7 @@ struct newton {
     dpcr_exec exec;
     dpcr_dtype dtype;
     dpcr_newton options;
-    dpcr_structure free; /* what P is before it has been computed: identity or zero */
+    dpcr_structure free; /* what P is before, or without, being computed: identity, zero or scalar */
     bool computed;       /* this sweep solves with computed P; whoever has none takes d = r */
     bool once;           /* F is linear: P needs to be computed once only, at the first sweep */
     int64_t S, B, w, sweep;
@@ -76,9 +80,11 @@ struct newton {
     float *moved;                  /* (S,B) how far s_k has moved since P_k, relative to it */
     unsigned char *stale; /* (S,B) P_k is due, if the sample's refresh is set; part of system.fresh */
     unsigned char *skip;  /* (B) samples that a solve leaves out; system.skip */
-    struct walk system;   /* its maps hold P_k as element k + 1, its offsets r_k and then d_{k+1} */
-    double step_flops;    /* per step of the chain and vector */
-    char *scratch;        /* of the kernels below, for each thread */
+    struct walk
+        system; /* its maps hold P_k as element k + 1 (a scalar one for all samples), its offsets r_k and
+                             then d_{k+1} */
+    double step_flops; /* per step of the chain and vector */
+    char *scratch;     /* of the kernels below, for each thread */
 
     /* e_k (and P_k, into the maps) of the samples as their phases want it; and the sequential walk of
      * those that are not settled, from s_exact on. */
@@ -86,7 +92,9 @@ struct newton {
     void (*finish)(const struct newton *newton);
     /* Steps of the segments k..S-1. */
     int64_t (*steps_from)(const struct newton *newton, int64_t k);
-    const void *problem; /* of these three */
+    /* P_k where it is scalar. */
+    double (*factor)(const struct newton *newton, int64_t k);
+    const void *problem; /* of these four */
 };
 
 /* What a device offers to the driver. */
@@ -104,6 +112,30 @@ struct newton_kernels {
 /* Bytes of workspace; base may be NULL.  Fills the arrays of a newton whose sizes are set; where its
  * starts.data is set already, it keeps them. */
 size_t dpcr_newton_carve(struct newton *newton, void *base);
+
+/* Columns of tangents that P is computed from; 0: it is not computed. */
+static inline DPCR_EVERYWHERE int64_t dpcr_P_columns(dpcr_structure structure, int64_t w) {
+    return structure == DPCR_P_DENSE ? w : structure == DPCR_P_DIAGONAL ? 1 : 0;
+}
+
+/* Numbers that P of one segment is. */
+static inline DPCR_EVERYWHERE int64_t dpcr_P_size(dpcr_structure structure, int64_t w) {
+    switch (structure) {
+    case DPCR_P_DENSE: return w * w;
+    case DPCR_P_DIAGONAL: return w;
+    case DPCR_P_SCALAR: return 1;
+    default: return 0;
+    }
+}
+
+/* Element i of the vector v of segment k at a sweep: 1 or -1, the same for all samples (splitmix64). */
+static inline DPCR_EVERYWHERE bool dpcr_probe_is_negative(int64_t sweep, int64_t k, int64_t i) {
+    uint64_t bits =
+        ((uint64_t)sweep << 48) + ((uint64_t)k << 24) + (uint64_t)i + UINT64_C(0x9e3779b97f4a7c15);
+    bits = (bits ^ (bits >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    bits = (bits ^ (bits >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return (bits ^ (bits >> 31)) & 1;
+}
 
 /* Bytes of scratch of one running task: two states. */
 static inline size_t dpcr_newton_scratch(const struct newton *newton) {

@@ -24,8 +24,10 @@ static void propagate(const struct newton *n) {
     pass.keep_all = n->sweep == n->options.max_sweeps && !n->options.finish;
     bool tangents = false;
     for (int64_t s = 0; s < n->B; s++) tangents = tangents || n->samples[s].refresh;
+    const int64_t size = n->B * dpcr_P_size(n->options.structure, n->w);
     if (tangents)
-        pass.tangents = (struct tangent_maps){n->system.maps, n->B * n->w * n->w, n->B * n->w * n->w, false};
+        pass.tangents = (struct tangent_maps){
+            n->system.maps, size, size, false, n->options.structure == DPCR_P_DIAGONAL, n->sweep};
     dpcr_chain_kernels(n->exec.device, n->dtype)->propagate(&pass);
 }
 
@@ -39,6 +41,11 @@ static void finish(const struct newton *n) {
 static int64_t steps_from(const struct newton *n, int64_t k) {
     const struct propagate_pass *pass = n->problem;
     return pass->chain->L - dpcr_edge(k, pass->chain->L, n->S);
+}
+
+static double factor(const struct newton *n, int64_t k) {
+    const struct propagate_pass *pass = n->problem;
+    return dpcr_segment_factor(pass->chain, n->S, k);
 }
 
 /* ---- one tile of samples --------------------------------------------------------------------- */
@@ -66,7 +73,8 @@ static struct newton make_newton(const struct solve *solve, int64_t first, int64
                        .step_flops = dpcr_step_flops(chain),
                        .propagate = propagate,
                        .finish = finish,
-                       .steps_from = steps_from};
+                       .steps_from = steps_from,
+                       .factor = factor};
     /* S = 1 needs no array of its own; checkpoints are the starts */
     if (solve->S == 1) n.starts = (struct segment_rows){(void *)solve->solution->z0, chain->B, first};
     if (solve->S == 1) n.ends = (struct segment_rows){solve->solution->z, chain->B, first};
@@ -149,7 +157,8 @@ static dpcr_status choose_tile(struct solve *solve, const dpcr_plan *plan, int64
     const struct chain_kernels *kernels = dpcr_chain_kernels(solve->exec.device, chain->dtype);
     const int64_t unit = kernels->tile(chain);
     solve->tasks = dpcr_tile_count(chain, unit, solve->S, chain->B);
-    solve->scratch_bytes = kernels->propagate_scratch(chain, solve->options.structure == DPCR_P_DENSE);
+    solve->scratch_bytes =
+        kernels->propagate_scratch(chain, dpcr_P_columns(solve->options.structure, chain->w));
     *tile = chain->B;
     *bytes = carve(solve, *tile, NULL, NULL, NULL);
     if (plan->workspace_cap == 0) return DPCR_OK;

@@ -62,7 +62,7 @@ static dpcr_block block_of(dpcr_structure structure) {
 /* d from r; A_1 is not read, because x0 is NULL */
 static dpcr_recurrence recurrence_of(const struct update_pass *pass) {
     const dpcr_update *u = &pass->update;
-    const int64_t size = dpcr_jacobian_size(u), samples = u->shared ? 1 : u->B;
+    const int64_t size = dpcr_P_size(u->structure, u->w), samples = u->shared ? 1 : u->B;
     return (dpcr_recurrence){
         .dtype = u->dtype,
         .block = block_of(u->structure),

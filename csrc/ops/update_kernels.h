@@ -49,19 +49,9 @@ static inline DPCR_EVERYWHERE int64_t dpcr_size_index(const struct update_pass *
     return (((int64_t)which * u->L + l) * u->B + s) * pass->tiles + tile;
 }
 
-/* Elements of A_l of one sample. */
-static inline DPCR_EVERYWHERE int64_t dpcr_jacobian_size(const dpcr_update *u) {
-    switch (u->structure) {
-    case DPCR_P_DENSE: return u->w * u->w;
-    case DPCR_P_DIAGONAL: return u->w;
-    case DPCR_P_SCALAR: return 1;
-    default: return 0;
-    }
-}
-
 /* Of A_l in the Jacobians. */
 static inline DPCR_EVERYWHERE int64_t dpcr_jacobian_index(const dpcr_update *u, int64_t l, int64_t s) {
-    return (u->shared ? l : l * u->B + s) * dpcr_jacobian_size(u);
+    return (u->shared ? l : l * u->B + s) * dpcr_P_size(u->structure, u->w);
 }
 
 extern const struct update_kernels dpcr_update_generic[2], dpcr_update_v3[2], dpcr_update_v4[2];

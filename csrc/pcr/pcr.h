@@ -75,6 +75,7 @@ typedef struct dpcr_exec { /* by value; owns nothing */
     void *pool;                     /* first argument of parallel_for */
     int64_t grain; /* operations that pay for another thread (a start costs 2 to 50 us); 0: always */
     void *stream;  /* a CUDA device's: the cudaStream_t that everything is enqueued on */
+    const struct dpcr_cuda_blas *blas; /* a CUDA device's: matrix products, pcr/cuda/cuda.h; NULL: its own */
 } dpcr_exec;
 
 /* Instruction-set levels of the CPU kernels; the others need an x86-64 processor that has them. */

@@ -45,6 +45,7 @@ static void check_gradients(const chain_case *c, const char *name, const backend
     gradient_answer a = gradient_answer_create(c, z, gz.value, NULL);
     for (int k = 0; k < 4; k++)
         for (int way = 0; way < TRAP_WAYS; way++) {
+            if (trap_is_left_out(way, k)) continue;
             check_context("%s, %s, L=%d B=%d w=%d S=%d, way %d, %s", name, number_name(c->dtype), (int)L,
                           (int)c->row.B, (int)c->row.w, (int)segments[k], way, at->name);
             check_pullback(c, &states, &gz, segments[k], way, &a, at);

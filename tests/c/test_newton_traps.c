@@ -63,7 +63,8 @@ static solve_run check_solve(const chain_case *c, const newton_answer *a, const 
 
 static void each_way(const chain_case *c, const char *name, ways w, const backend *at, int64_t verdicts[3]) {
     for (int k = 0; k < 6 && w.segments[k] > 0; k++)
-        for (int way = 0; way < (w.identity ? 4 : 3); way++) {
+        for (int way = 0; way < TRAP_WAYS; way++) {
+            if ((way == 3 && !w.identity) || trap_is_left_out(way, k)) continue;
             const dpcr_newton newton = trap_options(c->dtype, way);
             newton_answer a = newton_answer_create(c, w.segments[k], newton.rtol);
             check_context("%s, %s, L=%d B=%d w=%d S=%d, structure %d refresh %d, %s", name,
@@ -129,7 +130,7 @@ static void check_long(const backend *at, dpcr_dtype dtype) {
     row.present |= 1U << DPCR_B1;
     chain_case c = chain_case_create(&row, dtype);
     each_way(&c, "long", (ways){{1025, 1024, 256, 33}, false}, at, verdicts);
-    CHECK(verdicts[DPCR_CONVERGED] >= 16, "%d of 24 converged", (int)verdicts[DPCR_CONVERGED]);
+    CHECK(verdicts[DPCR_CONVERGED] >= 16, "%d converged", (int)verdicts[DPCR_CONVERGED]);
     chain_case_destroy(&c);
 }
 

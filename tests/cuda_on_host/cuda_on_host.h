@@ -30,6 +30,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pcr/cuda/cuda.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -44,6 +46,10 @@ void cuda_on_host_fence(void *data, size_t bytes, bool closed);
 /* A stream whose launches run their blocks, warps and lanes in an order drawn from the seed; 0: in
  * order.  Streams with equal seeds are the same one. */
 void *cuda_on_host_stream(uint64_t seed);
+
+/* What stands for cuBLAS (blas.cu); a handle is a stream. */
+dpcr_cuda_sgemm cuda_on_host_sgemm(void);
+dpcr_cuda_dgemm cuda_on_host_dgemm(void);
 
 /* The first error since the last call of this function, or NULL. */
 const char *cuda_on_host_report(void);

@@ -31,7 +31,7 @@ struct cell {
 
 struct shared_segment {
     char *data;
-    size_t used;
+    size_t used, own; /* with fences and all; of arrays but for the dynamic one */
     struct {
         const void *site;
         char *data;
@@ -180,6 +180,7 @@ void begin_shared(block *b, int resident, size_t dynamic) {
     s->data = arena + kGlobal + (size_t)resident * kSegment;
     close_cells(s->data, s->used);
     s->used = FENCE;
+    s->own = 0;
     s->count = 0;
     s->dynamic = dynamic;
     b->shared = s;
@@ -190,8 +191,10 @@ void *shared_array(const void *site, const char *name, size_t bytes) {
     for (int i = 0; i < s->count; i++)
         if (s->arrays[i].site == site) return s->arrays[i].data;
     const size_t size = site ? bytes : s->dynamic;
-    if (s->count == ARRAYS || s->used + size + 2 * FENCE > MAX_SHARED + ARRAYS * 2 * FENCE)
-        fail("shared array %s: more than %d arrays or %d bytes", name, (int)ARRAYS, (int)MAX_SHARED);
+    s->own += site ? bytes : 0;
+    if (s->count == ARRAYS || s->own > MAX_SHARED || s->own + s->dynamic > MOST_SHARED)
+        fail("shared array %s: more than %d arrays, or %d bytes, or %d with the dynamic one", name,
+             (int)ARRAYS, (int)MAX_SHARED, (int)MOST_SHARED);
     char *data = s->data + s->used;
     open_cells(data, size);
     poison(data, size);

@@ -356,7 +356,7 @@ static void run_grid(order *o) {
 
 static bool possible(const launch_shape &s) {
     if (s.blocks < 1 || s.blocks > INT32_MAX || s.threads < 1 || s.threads > MAX_THREADS
-        || s.shared > MAX_SHARED)
+        || s.shared > MOST_SHARED)
         return false;
     return !s.cooperative || (s.blocks <= 64 && s.blocks * s.threads <= RESIDENT_THREADS);
 }

@@ -8,7 +8,10 @@
 
 namespace cuda_on_host {
 
-enum { WARP = 32, MAX_THREADS = 1024, RESIDENT_THREADS = 8192, MAX_SHARED = 48 << 10 };
+enum { WARP = 32, MAX_THREADS = 1024, RESIDENT_THREADS = 8192 };
+/* Bytes of shared memory: of a block's own arrays, which is also what the device says it has, so that buffers that
+ * fill it are small; and with the dynamic one, as on the smallest of the devices that kernels are compiled for. */
+enum { MAX_SHARED = 48 << 10, MOST_SHARED = 99 << 10 };
 
 enum state { READY, AT_BARRIER, AT_GRID, IN_WARP, RETURNED };
 

@@ -208,6 +208,29 @@ def test_chain_widths(index: int, width: int, dtype: torch.dtype, device: torch.
 
 
 @each_dtype
+def test_vectors_of_more_than_1024(dtype: torch.dtype, device: torch.device) -> None:
+    for w, h in ((1500, 3), (4, 4096), (4096, 2)):
+        chain = Chain("residual", 4, 2, w, h, scale=0.1, norm="layer_norm")
+        for segments in (1, 3):
+            check_chain(chain, dtype, device, segments=segments, jacobian="identity")
+    check_chain(Chain("mlp", 3, 2, 1025, gain=0.9), dtype, device, segments=1)
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", ["mlp", "residual", "layers"])
+def test_gradients_of_large_matrices_and_batches(
+    kind: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are cuBLAS's products, in float32 whatever PyTorch's own may be."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    norm = None if kind == "mlp" else "layer_norm"
+    chain = Chain(kind, 3, 16, 64, 80, scale=0.2, norm=norm)
+    for segments in (1, 3):
+        check_chain(chain, dtype, device, factor=100, segments=segments)
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+@each_dtype
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_chain_activations(activation: str, dtype: torch.dtype, device: torch.device) -> None:
     for kind, segments in (("mlp", 1), ("mlp", 4), ("residual", 1)):
@@ -306,6 +329,8 @@ def test_structures_and_refreshes(device: torch.device) -> None:
     for options, factor in (
         ({"jacobian": "identity"}, 1e5),
         ({"jacobian": "zero"}, 1e5),
+        ({"jacobian": "scalar"}, 1e5),
+        ({"jacobian": "diagonal"}, 1e5),
         ({"refresh": "always"}, 1e5),
         ({"rtol": 1e-6}, 1e11),
     ):
@@ -555,6 +580,9 @@ def chain_steps(device: torch.device) -> list[tuple[Tensor, Callable[[], list[Te
         made.append((x, step_of(net, x)))
     net = dpcr.nn.ResidualChain(20, 64, norm="layer_norm", scale=0.1, device=device, segments=4)
     x = torch.randn(3, 20, device=device)
+    made.append((x, step_of(net, x)))
+    net = dpcr.nn.MLPChain(64, 6, device=device, segments=2)  # gradients by cuBLAS
+    x = torch.randn(16, 64, device=device)
     return [*made, (x, step_of(net, x))]
 
 

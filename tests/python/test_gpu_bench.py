@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import itertools
 import json
+import re
 import time
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from programs import imported
 
+from torch_deeppcr import _planner
+
 gpu, gpu_grid, gpu_page, limits, plots, problems, record, tune = imported(
     "gpu", "gpu_grid", "gpu_page", "limits", "plots", "problems", "record", "tune"
 )
+BENCHMARKS = Path(gpu.__file__).resolve().parent
 EVERYONE = gpu.everyone()
 EAGER = next(each for each in EVERYONE if each.name == "eager")
 SMALL = "--rounds 2 --compiled none".split()
@@ -167,6 +174,20 @@ def test_the_grid_starts_with_what_says_most():
     for length in (1024, *gpu_grid.LENGTHS):
         for width in gpu_grid.WIDTHS:
             assert all(("normal", length, width, batch) in order for batch in gpu_grid.BATCHES)
+    assert {1024, *gpu_grid.LENGTHS} == {64, 256, 1024, 4096, 16384}
+    assert set(gpu_grid.WIDTHS) == {2, 4, 8, 16, 32, 64, 128} and gpu_grid.BATCHES == (1, 16, 256)
+
+
+def test_recurrences_are_in_the_grid_as_far_as_they_fit():
+    few, all_of_them = (
+        {gpu_grid.size_of(p) for p in gpu_grid.grid(full)} for full in (False, True)
+    )
+    assert {("dense", 1024, 16, 1), ("dense", 16384, 4, 16), ("diagonal", 1024, 64, 256)} <= few
+    assert ("dense", 64, 128, 16) in all_of_them and ("diagonal", 16384, 128, 16) in all_of_them
+    assert ("dense", 16384, 128, 256) not in all_of_them
+    for kind, length, width, batch in all_of_them:
+        if kind in gpu_grid.RECURRENCES:
+            assert length * batch * width ** (2 if kind == "dense" else 1) <= gpu_grid.BLOCKS
 
 
 # ---- a device that pretends ---------------------------------------------------------------------
@@ -189,13 +210,13 @@ class Event:
 @pytest.fixture
 def pretends(monkeypatch):
     """torch.cuda, as far as it is called, for tensors of the device "cpu:0"; a graph is one whose
-    replays leave what was recorded."""
+    replays leave what was recorded, and take a second."""
     stream = types.SimpleNamespace(wait_stream=lambda _: None)
     facts = types.SimpleNamespace(multi_processor_count=1, total_memory=2**30)
     values = {
         "Event": Event,
         "Stream": lambda: stream,
-        "CUDAGraph": lambda: types.SimpleNamespace(replay=lambda: time.sleep(1e-4)),
+        "CUDAGraph": lambda: types.SimpleNamespace(replay=lambda: None),
         "current_stream": lambda: stream,
         "current_device": lambda: 0,
         "set_stream": lambda _: None,
@@ -213,6 +234,13 @@ def pretends(monkeypatch):
     }
     for name, value in values.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    turns = gpu.turns
+
+    def timed(*given):
+        measured = turns(*given)
+        return {n: [1.0] * len(s) if "replayed" in n else s for n, s in measured.items()}
+
+    monkeypatch.setattr(gpu, "turns", timed)
     monkeypatch.setattr(limits, "copy_rate", lambda *_: 1e9)
     return monkeypatch
 
@@ -227,7 +255,7 @@ def test_ours_are_replayed_and_the_others_timed_by_events(run, pretends):
             assert len(entry.device) == len(entry.seconds) == 2
             assert entry.memory == 2**20
         # One replay stands for several calls.
-        assert min(cell.entries["deeppcr"].device) < 1e-4 < min(cell.entries["CUDA graph"].device)
+        assert cell.entries["deeppcr"].device == 2 * [1 / gpu.REPLAYS]
     assert "## Ratios, time on the device" in text and "ms on the device" in text
     assert "kernel" in found.limits
 
@@ -238,7 +266,7 @@ def test_heavy_problems_are_measured_one_contender_at_a_time(run, pretends):
     assert status == 0
     for cell in found.cells:
         assert all(entry.seconds and entry.device for entry in cell.entries.values())
-        assert min(cell.entries["deeppcr"].device) > 1e-4
+        assert cell.entries["deeppcr"].device == 2 * [1.0]
 
 
 def test_what_cannot_be_captured_is_timed_by_events(run, pretends):
@@ -321,6 +349,104 @@ def test_times_against_segments(tuned):
 
 def test_times_against_segments_on_a_device(tuned, pretends):
     assert all(row["by"] == "graph" for row in tuned("cpu:0")["rows"])
+
+
+def test_the_best_of_a_tuned_record(tuned, tmp_path, capsys):
+    tuned("cpu")
+    (path,) = tmp_path.glob("tune-*.json")
+    found = json.loads(path.read_text())
+    times = {1: 4.0, 4: 1.0, 8: 1.04, 12: 1.2}
+    for row in found["rows"]:
+        row["seconds"] = 1e-6 * times[row["segments"]]
+    path.write_text(json.dumps(found))
+    capsys.readouterr()
+    assert gpu.main(["--best", str(path)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:7] == ["kind", "pass", "w", "B", "L", "us", "S"]
+    assert [line.split() for line in lines] == [
+        ["normal", run, "3", "2", "12", "1", "4", "4.00", "4,", "8"]
+        for run in ("backward", "forward")
+    ]
+
+
+def test_the_planner_names_its_record():
+    named = re.findall(r"results/tune-[\w-]+\.json", inspect.getsource(_planner))
+    assert named and all((BENCHMARKS / name).is_file() for name in named)
+
+
+def drawn(record_, tmp_path, monkeypatch):
+    """The figure of a record, and the name of its file."""
+    figures = []
+    save = plots.save
+
+    def keep(figure, path):
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save", keep)
+    name = plots.against_length(record_, tmp_path / "a.png")
+    return (figures[0], name) if figures else (None, name)
+
+
+def synthetic(on_device: bool) -> record.Record:
+    """Time in microseconds: L times the contender's place, doubled by w = 8; half of it on the
+    device."""
+    names = list(plots.LINES)
+    cells = []
+    for width, length, run in itertools.product((4, 8), (1024, 64, 16384), ("forward", "backward")):
+        entries = {}
+        for place, name in enumerate(names, 1):
+            if name == "deeppcr S=L" and length == 16384:
+                continue
+            wall = 1e-6 * place * length * width / 4
+            device = [wall / 2] * 3 if on_device else []
+            entries[name] = record.Entry(1e-6, 1e-5, 0.1, [wall] * 3, device)
+        cells.append(record.Cell("normal", length, width, 1, run, 1e-6, entries))
+    cells.append(record.Cell("normal", 64, 4, 16, "forward", 1e-6, dict(cells[2].entries)))
+    cells.append(record.Cell("dense", 64, 16, 1, "forward", 1e-6, dict(cells[2].entries)))
+    cells.append(record.Cell("mlp", 64, 32, 1, "forward", 1e-6, dict(cells[2].entries)))
+    facts = {"title": "", "compiles": False, "always_right": True}
+    known = {name: {**facts, "ours": name.startswith("deeppcr")} for name in names}
+    return record.Record({}, known, cells, {"copy": 1e9, "matmul": 1e9})
+
+
+@pytest.mark.skipif(plots.Figure is None, reason="matplotlib is not installed")
+@pytest.mark.parametrize("on_device", [True, False])
+def test_the_picture_has_a_curve_for_each_contender(on_device, tmp_path, monkeypatch):
+    """A panel for each width and pass of the kind that has most; one sample; log-log."""
+    figure, name = drawn(synthetic(on_device), tmp_path, monkeypatch)
+    assert name == "a.png" and (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"w = {w}, {run}" for run in ("forward", "backward") for w in (4, 8)]
+    factor = 0.5 if on_device else 1.0
+    for axes, width in zip(figure.axes, (4, 8, 4, 8), strict=True):
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+        curves = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+        assert list(curves) == list(plots.LINES)
+        for place, (name, points) in enumerate(curves.items(), 1):
+            lengths = (64, 1024) if name == "deeppcr S=L" else (64, 1024, 16384)
+            times = [factor * place * length * width / 4 for length in lengths]
+            assert points == [pytest.approx(pair) for pair in zip(lengths, times, strict=True)]
+    says = "on the device" if on_device else "wall time"
+    assert figure.axes[0].get_ylabel() == f"microseconds, {says}"
+
+
+def test_no_picture_of_recurrences_alone(tmp_path, monkeypatch):
+    only = synthetic(True)
+    only.cells = [cell for cell in only.cells if cell.kind == "dense"]
+    assert drawn(only, tmp_path, monkeypatch) == (None, None)
+
+
+def test_what_was_achieved_is_held_to_the_limits():
+    """Bandwidth and rate of the fastest of ours: 64 x 4 x 4 weights in 32 us on the device."""
+    text = gpu_page.achieved(gpu_page.on_one_clock(synthetic(True)))
+    (line,) = [each for each in text.splitlines() if "| 64 | 4 | 1 | forward |" in each]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    seconds = 3 * 64e-6 / 2  # S=1 is the third
+    assert cells[5] == "deeppcr S=1" and float(cells[6]) == pytest.approx(1e6 * seconds, rel=1e-2)
+    assert float(cells[8]) == pytest.approx(1e-9 * 4 * 64 * 16 / seconds, rel=1e-2)
+    assert float(cells[9]) == pytest.approx(100 * 4 * 64 * 16 / seconds / 1e9, rel=5e-2)
+    assert float(cells[10]) == pytest.approx(1e-12 * 2 * 64 * 16 / seconds, rel=1e-2)
 
 
 def test_losses_are_told():

@@ -52,17 +52,42 @@ def test_levels_are_those_of_cyclic_reduction() -> None:
 
 def test_jacobian() -> None:
     sweeps = {}
-    for jacobian in ("dense", "identity", "zero"):
+    for jacobian in _plan.JACOBIANS:
         chain = BLOCKS if jacobian == "identity" else EASY
         z, _, info = solve(chain, segments=32, jacobian=jacobian)
         assert_close(z, chain.loop())
         assert all_are(info.status, CONVERGED) and info.plan.jacobian == jacobian
-        assert bool((info.tangent_sweeps > 0).all()) == (jacobian == "dense")
+        assert bool((info.tangent_sweeps > 0).all()) == (jacobian in ("dense", "diagonal"))
         sweeps[jacobian] = int(info.sweeps.max())
     assert sweeps["dense"] < sweeps["zero"]
     assert solve(EASY, segments=32, jacobian="auto")[2].plan.jacobian == "dense"
     # Without products of Jacobians there is nothing to reduce.
     assert solve(EASY, segments=32, jacobian="zero")[2].levels == 0
+
+
+def test_scalar_is_what_the_steps_multiply_their_input_by() -> None:
+    for chain, other in ((BLOCKS, "identity"), (EASY, "zero")):
+        scalar, same = (solve(chain, segments=32, jacobian=j) for j in ("scalar", other))
+        assert torch.equal(scalar[2].sweeps, same[2].sweeps)
+        assert_close(scalar[:2], same[:2])
+
+
+def test_diagonal_is_newton_where_jacobians_are_nearly_diagonal() -> None:
+    """One tangent a segment then does nearly what w of them do, and neither 1 nor 0 does."""
+    length, width = 128, 16
+    mixing = torch.randn(length, width, width, dtype=F64) / width**0.5
+    weight = 0.9 * torch.eye(width, dtype=F64) + 0.02 * mixing
+    x, bias = torch.randn(3, width, dtype=F64), 0.3 * torch.randn(length, width, dtype=F64)
+    expected, sweeps, flops = dpcr.mlp_chain(x, weight, bias, activation="tanh"), {}, {}
+    for jacobian in ("dense", "diagonal", "identity", "zero"):
+        z, info = dpcr.mlp_chain(
+            x, weight, bias, activation="tanh", segments=64, jacobian=jacobian, return_info=True
+        )
+        assert_close(z, expected)
+        sweeps[jacobian], flops[jacobian] = int(info.sweeps.max()), float(info.flops.max())
+    assert sweeps["diagonal"] < 2 * sweeps["dense"]
+    assert 1.5 * sweeps["diagonal"] < min(sweeps["identity"], sweeps["zero"])
+    assert 3 * flops["diagonal"] < flops["dense"]
 
 
 @pytest.mark.parametrize("width", [_plan.WIDEST_DENSE, _plan.WIDEST_DENSE + 1])
@@ -181,7 +206,7 @@ def saved_elements(chain: Chain, **options: Any) -> int:
     return sum(sizes)
 
 
-@pytest.mark.parametrize("jacobian", ["dense", "identity", "zero"])
+@pytest.mark.parametrize("jacobian", _plan.JACOBIANS)
 @pytest.mark.parametrize("segments", [1, 5, 12])
 def test_memory(segments: int, jacobian: str) -> None:
     chain = Chain("residual", 37, 3, 4, hidden=5, scale=0.05)

@@ -31,7 +31,9 @@ def chains(draw: st.DrawFn) -> Chain:
     norm = draw(st.sampled_from(NORMS)) if kind in NORMED else None
     solver: dict[str, Any] = {
         "segments": draw(st.integers(1, length)),
-        "jacobian": draw(st.sampled_from(["dense", "dense", "identity", "zero"])),
+        "jacobian": draw(
+            st.sampled_from(["dense", "dense", "diagonal", "scalar", "identity", "zero"])
+        ),
         "refresh": draw(st.sampled_from(["adaptive", "always"])),
         "memory": draw(st.sampled_from(["states", "recompute"])),
         "max_sweeps": draw(st.sampled_from([None, None, None, 1, 3, 100])),

@@ -31,7 +31,7 @@ CONVERGED, SEQUENTIAL, _ = dpcr.Status
 
 @pytest.mark.parametrize("return_states", [False, True])
 @pytest.mark.parametrize("memory", ["states", "recompute"])
-@pytest.mark.parametrize("jacobian", ["dense", "identity", "zero"])
+@pytest.mark.parametrize("jacobian", ["dense", "diagonal", "identity", "zero"])
 @pytest.mark.parametrize("kind", ["mlp", "residual", "denoise"])
 def test_gradcheck(kind: str, jacobian: str, memory: str, return_states: bool) -> None:
     norm = "layer_norm" if kind == "residual" else None
@@ -46,7 +46,7 @@ def test_gradcheck(kind: str, jacobian: str, memory: str, return_states: bool) -
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("jacobian", ["dense", "identity", "zero"])
+@pytest.mark.parametrize("jacobian", ["dense", "diagonal", "scalar", "identity", "zero"])
 def test_unfinished_business_is_finished_by_walking(jacobian: str) -> None:
     """Bit-equal to one segment: chaotic chains, too few sweeps, in both dtypes."""
     for dtype in (F32, F64):
@@ -62,7 +62,7 @@ def test_gradients_finished_by_walking() -> None:
     """The adjoint too: without products of Jacobians and with one sweep, nothing has converged."""
     for chain in (MARGINAL, BLOCKS):
         walk = gradients(chain.run, chain.present)
-        for jacobian in ("identity", "zero"):
+        for jacobian in ("diagonal", "identity", "zero"):
             options = {"segments": 24, "jacobian": jacobian, "max_sweeps": 1}
             ours = gradients(lambda *t, c=chain, o=options: c.run(*t, **o), chain.present)
             assert torch.equal(ours[0], walk[0])
@@ -72,7 +72,7 @@ def test_gradients_finished_by_walking() -> None:
 def test_the_exact_prefix_grows_by_a_segment_a_sweep() -> None:
     """Whatever the products of Jacobians are, and however wrong the other segments still are."""
     walk = CHAOTIC.run(return_states=True)[1]
-    for jacobian in ("dense", "identity", "zero"):
+    for jacobian in ("dense", "diagonal", "scalar", "identity", "zero"):
         for sweeps in (1, 2, 5, 9):
             options = {"segments": 16, "jacobian": jacobian, "max_sweeps": sweeps}
             states = CHAOTIC.run(return_states=True, on_unconverged="ignore", **options)[1]
@@ -82,7 +82,7 @@ def test_the_exact_prefix_grows_by_a_segment_a_sweep() -> None:
 
 def test_threads_do_not_change_bits() -> None:
     chain = Chain("residual", 64, 70, 8, norm="layer_norm", scale=0.1).to(F32)
-    for jacobian in ("dense", "identity"):
+    for jacobian in ("dense", "diagonal", "identity"):
         chain.solver = {"segments": 16, "jacobian": jacobian}
         one = [*solve(chain)[:2], *gradients(chain.run, chain.present)]
         try:
@@ -114,7 +114,7 @@ def test_empty_sizes(kind: str, sizes: tuple[int, int, int]) -> None:
 
 STRUCTURES = [
     {"jacobian": jacobian, "refresh": refresh, "memory": memory}
-    for jacobian in ("dense", "identity", "zero")
+    for jacobian in ("dense", "diagonal", "identity", "zero")
     for refresh, memory in (("adaptive", "states"), ("always", "recompute"))
 ]
 each_structure = pytest.mark.parametrize("options", STRUCTURES, ids=lambda o: "-".join(o.values()))

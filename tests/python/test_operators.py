@@ -310,7 +310,7 @@ BAD_MLP = [
     ({"guess": torch.randn(3, 2, 4).double()}, "guess must have the dtype"),
     ({"segments": 0}, "segments"),
     ({"segments": 4}, "segments"),
-    ({"jacobian": "diagonal"}, "jacobian must be one of 'dense', 'identity', 'zero'"),
+    ({"jacobian": "full"}, "jacobian must be one of 'dense', 'diagonal', 'scalar', 'identity'"),
     ({"refresh": "never"}, "refresh must be one of 'adaptive', 'always'"),
     *(({"rtol": rtol}, "rtol") for rtol in (0.0, -1.0, NAN, float("inf"))),
     *(({"atol": atol}, "atol") for atol in (-1.0, NAN, float("inf"))),

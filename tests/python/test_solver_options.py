@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
 BAD_SOLVER = [
     *(("segments", value, ValueError) for value in (0, -1, 4, "many")),
     *(("segments", value, TypeError) for value in (True, 2.0, None, [2], torch.ones(()))),
-    *(("jacobian", value, ValueError) for value in ("diagonal", None, 1, ["dense"], "DENSE")),
+    *(("jacobian", value, ValueError) for value in ("full", None, 1, ["dense"], "DENSE")),
     *(("refresh", value, ValueError) for value in ("never", None, True)),
     *(("rtol", value, ValueError) for value in (0.0, -1e-3, NAN, INF)),
     *(("rtol", value, TypeError) for value in (True, "1e-3", torch.ones(()))),

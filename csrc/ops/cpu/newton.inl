@@ -20,8 +20,30 @@ static REAL *FN(element)(const struct newton *n, int64_t k, int64_t s) {
     return (REAL *)n->system.offsets + (k * n->B + s) * n->w;
 }
 
+/* Of a sample that has one. */
 static REAL *FN(P_of)(const struct newton *n, int64_t k, int64_t s) {
-    return (REAL *)n->system.maps + ((k + 1) * n->B + s) * n->w * n->w;
+    return (REAL *)n->system.maps + ((k + 1) * n->B + s) * dpcr_P_size(n->options.structure, n->w);
+}
+
+/* P_k where it is known: identity, zero or scalar */
+static REAL FN(free_P)(const struct newton *n, int64_t k) {
+    if (n->free == DPCR_P_SCALAR) return ((const REAL *)n->system.maps)[k + 1];
+    return n->free == DPCR_P_IDENTITY ? 1 : 0;
+}
+
+/* out = P_k d + b, where d is not zero: P might be inf; out may be b */
+static void FN(times_P)(const struct newton *n, int64_t k, int64_t s, const REAL *d, const REAL *b,
+                        REAL *out) {
+    const int64_t w = n->w;
+    const bool own = n->samples[s].has_P;
+    const REAL *P = own ? FN(P_of)(n, k, s) : NULL, a = own ? 0 : FN(free_P)(n, k);
+    if (own && n->options.structure == DPCR_P_DENSE)
+        FN(matvec)(w, w, &(struct FN(matrix)){P, w, 1}, d, b, out);
+    else
+        for (int64_t i = 0; i < w; i++) {
+            const REAL p = own ? P[i] : a;
+            out[i] = p == 0 || d[i] == 0 ? b[i] : p * d[i] + b[i];
+        }
 }
 
 /* Largest |x|, NaN where there is one.  As integers, in whose order NaN comes last: compilers put those into vectors. */
@@ -60,13 +82,14 @@ static double FN(smallest)(const struct newton *n) {
 /* |r_k| in units of what is added up at boundary k: e_k, and s_k carried on to it. */
 static double FN(relative_residual)(const struct newton *n, int64_t k, int64_t s, double r) {
     const int64_t w = n->w;
-    double P = n->free == DPCR_P_IDENTITY ? 1 : 0;
+    double P = fabs((double)FN(free_P)(n, k));
     if (n->samples[s].has_P) {
         const REAL *p = FN(P_of)(n, k, s);
+        const int64_t columns = dpcr_P_columns(n->options.structure, w);
         P = 0;
         for (int64_t i = 0; i < w; i++) {
             double sum = 0;
-            for (int64_t c = 0; c < w; c++) sum += fabs((double)p[i * w + c]);
+            for (int64_t c = 0; c < columns; c++) sum += fabs((double)p[i * columns + c]);
             P = sum > P ? sum : P;
         }
     }
@@ -90,12 +113,12 @@ static void FN(count_walk)(const struct newton *n, int64_t s) {
         n->moved[k * n->B + s] = 0;
     }
     if (all > 0) sample->tangent_sweeps += tangents / all;
-    sample->flops += tangents * (double)n->w * n->step_flops;
+    sample->flops += tangents * (double)dpcr_P_columns(n->options.structure, n->w) * n->step_flops;
 }
 
 /* Those of the cyclic reduction and of the update. */
 static void FN(count_solve)(const struct newton *n, int64_t s) {
-    const double w = (double)n->w;
+    const double columns = (double)dpcr_P_columns(n->options.structure, n->w), size = columns * (double)n->w;
     double products = 0, vectors = (double)(n->S - 1);
     for (int t = 0; dpcr_level(n->S, t).count > 1; t++) {
         const struct level at = dpcr_level(n->S, t), next = dpcr_level(n->S, t + 1);
@@ -103,14 +126,15 @@ static void FN(count_solve)(const struct newton *n, int64_t s) {
         vectors += (double)(next.count - 1 + others);
         for (int64_t m = 1; m < next.count; m++) products += n->system.fresh[(next.first + m) * n->B + s];
     }
-    n->samples[s].flops += 2 * w * w * (vectors + w * products);
+    n->samples[s].flops += 2 * size * (vectors + columns * products);
 }
 
 static void FN(clear_P)(const struct newton *n, int64_t s) {
     struct newton_sample *sample = &n->samples[s];
-    if (n->options.structure != DPCR_P_DENSE) return;
+    const int64_t size = dpcr_P_columns(n->options.structure, n->w) * n->w;
+    if (size == 0) return;
     for (; sample->cleared < dpcr_min(sample->exact + 1, n->S - 1); sample->cleared++)
-        memset(FN(P_of)(n, sample->cleared, s), 0, (size_t)(n->w * n->w) * sizeof(REAL));
+        memset(FN(P_of)(n, sample->cleared, s), 0, (size_t)size * sizeof(REAL));
 }
 
 static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
@@ -151,18 +175,33 @@ static void FN(residuals)(const struct newton *n) {
 
 /* ---- 5. the verdict -------------------------------------------------------------------------- */
 
-/* q = max |d_{k+1}| / |e_k|, each boundary against its own state; inf where d is not finite.  With P = 0
- * d is r, and tells nothing of errors that add up from boundary to boundary: then its running sum counts. */
-static double FN(relative_error)(const struct newton *n, int64_t s, REAL *sum) {
+/* r_k as it was before d took its place */
+static void FN(residual_at)(const struct newton *n, int64_t k, int64_t s, REAL *r) {
     const int64_t w = n->w;
-    const bool add = n->options.structure == DPCR_P_ZERO;
+    const REAL *e = FN(end_of)(n, k, s), *next = FN(start_of)(n, k + 1, s);
+    const bool equal = memcmp(e, next, (size_t)w * sizeof(REAL)) == 0;
+    for (int64_t i = 0; i < w; i++) r[i] = equal ? 0 : e[i] - next[i];
+}
+
+/* q = max |d_{k+1}| / |e_k|, each boundary against its own state; inf where d is not finite.  With a P that may be
+ * too small d tells nothing of errors that add up from boundary to boundary: then the running sum of r counts, too.
+ * scratch: 2 states */
+static double FN(relative_error)(const struct newton *n, int64_t s, REAL *scratch) {
+    const int64_t w = n->w;
+    const bool add = n->options.structure != DPCR_P_DENSE && n->options.structure != DPCR_P_IDENTITY;
+    REAL *sum = scratch, *r = scratch + w;
     double q = 0;
     memset(sum, 0, (size_t)w * sizeof(REAL));
     for (int64_t k = 0; k < n->S - 1; k++) {
-        const REAL *d = FN(element)(n, k + 1, s);
-        for (int64_t i = 0; add && i < w; i++) sum[i] += d[i];
-        const double ratio =
-            FN(norm)(w, add ? sum : d) / fmax(FN(norm)(w, FN(end_of)(n, k, s)), FN(smallest)(n));
+        double size = FN(norm)(w, FN(element)(n, k + 1, s));
+        if (!(size < INFINITY)) return INFINITY;
+        if (add) {
+            FN(residual_at)(n, k, s, r);
+            for (int64_t i = 0; i < w; i++) sum[i] += r[i];
+            const double drift = FN(norm)(w, sum);
+            size = drift <= size ? size : drift; /* NaN, too */
+        }
+        const double ratio = size / fmax(FN(norm)(w, FN(end_of)(n, k, s)), FN(smallest)(n));
         if (!(ratio < INFINITY)) return INFINITY;
         q = ratio > q ? ratio : q;
     }
@@ -185,13 +224,11 @@ static bool FN(is_zero)(int64_t w, const REAL *x) {
     return zero;
 }
 
-/* out = P_k d_k + r_k, with r_k as it was before d took its place */
+/* out = P_k d_k + r_k */
 static void FN(equation)(const struct newton *n, int64_t k, int64_t s, REAL *out) {
-    const int64_t w = n->w;
-    const REAL *e = FN(end_of)(n, k, s), *next = FN(start_of)(n, k + 1, s), *d = FN(element)(n, k, s);
-    const bool equal = memcmp(e, next, (size_t)w * sizeof(REAL)) == 0;
-    for (int64_t i = 0; i < w; i++) out[i] = equal ? 0 : e[i] - next[i];
-    if (!FN(is_zero)(w, d)) FN(matvec)(w, w, &(struct FN(matrix)){FN(P_of)(n, k, s), w, 1}, d, out, out);
+    const REAL *d = FN(element)(n, k, s);
+    FN(residual_at)(n, k, s, out);
+    if (!FN(is_zero)(n->w, d)) FN(times_P)(n, k, s, d, out, out);
 }
 
 /* Does d solve the equations?  Products of the P_k may have over- or underflowed. */
@@ -225,8 +262,8 @@ static void FN(confirm_task)(const void *argument, int64_t s, void *memory) {
     if (sample->has_P) FN(count_solve)(n, s);
     sample->error = FN(relative_error)(n, s, memory);
     /* a linear problem takes d for its error itself, others sweep on */
-    const bool solved =
-        !sample->has_P || (n->once ? FN(is_solution)(n, s, memory) : sample->error < INFINITY);
+    const bool trivial = !sample->has_P && n->free != DPCR_P_SCALAR; /* there is nothing to overflow */
+    const bool solved = trivial || (n->once ? FN(is_solution)(n, s, memory) : sample->error < INFINITY);
     if (!solved) {
         FN(solve_again)(n, s);
         sample->error = FN(relative_error)(n, s, memory);
@@ -255,10 +292,7 @@ static bool FN(next_start)(const struct newton *n, int64_t k, int64_t s, REAL *n
     const REAL *e = FN(end_of)(n, k, s), *d = FN(element)(n, k, s);
     memcpy(next, e, (size_t)w * sizeof(REAL));
     if (k < sample->exact || FN(is_zero)(w, d)) return true; /* P may be inf */
-    if (sample->has_P)
-        FN(matvec)(w, w, &(struct FN(matrix)){FN(P_of)(n, k, s), w, 1}, d, e, next);
-    else if (n->free == DPCR_P_IDENTITY)
-        for (int64_t i = 0; i < w; i++) next[i] += d[i];
+    FN(times_P)(n, k, s, d, e, next);
     if (FN(is_believed)(FN(norm)(w, next), sample->largest)) return true;
     memcpy(next, e, (size_t)w * sizeof(REAL));
     return false;
@@ -289,8 +323,9 @@ static void FN(update)(const struct newton *n) {
     const struct tasks tasks = {.run = FN(update_task),
                                 .pass = n,
                                 .count = dpcr_ceil_div(n->S - 1, FN(BOUNDARIES)) * n->B,
-                                .work = 2.0 * (double)n->S * (double)n->B * (double)n->w
-                                        * (n->computed ? (double)n->w : 1),
+                                .work =
+                                    2.0 * (double)n->S * (double)n->B * (double)n->w
+                                    * (n->computed ? (double)dpcr_P_columns(n->options.structure, n->w) : 1),
                                 .scratch = n->scratch,
                                 .scratch_bytes = dpcr_newton_scratch(n)};
     dpcr_run_tasks(n->exec, &tasks);
@@ -302,7 +337,7 @@ static void FN(update)(const struct newton *n) {
 static void FN(plan_refresh)(const struct newton *n, int64_t s, double gain) {
     struct newton_sample *sample = &n->samples[s];
     sample->refresh = false;
-    if (n->options.structure != DPCR_P_DENSE) return;
+    if (dpcr_P_columns(n->options.structure, n->w) == 0) return;
     const bool all = !sample->has_P || n->options.refresh == DPCR_ALWAYS;
     const bool poor = !(gain <= kNewtonSlow) && !(sample->error <= kNewtonSmall * FN(epsilon));
     const bool wanted = sample->phase == NEWTON_SWEEPING && !n->once && (all || poor);

@@ -59,10 +59,13 @@ static REAL *FN(gradient_of)(const struct pullback_pass *pass, dpcr_parameter wh
     return data ? data + l * dpcr_parameter_stride(pass->chain, which) : NULL;
 }
 
-/* W (m,k), V (k,lanes) -> out (m,lanes) = W V; always a panel, also for one sample's tangents */
+/* W (m,k), V (k,lanes) -> out (m,lanes) = W V; a panel, also for one sample's tangents, unless there is but one */
 static void FN(product)(int64_t m, int64_t lanes, int64_t k, const REAL *W, const REAL *V, REAL *out) {
-    FN(panel_product)(m, lanes, k, &(struct FN(matrix)){W, k, 1}, &(struct FN(panel)){V, lanes}, NULL, out,
-                      lanes);
+    if (lanes == 1)
+        FN(matvec)(m, k, &(struct FN(matrix)){W, k, 1}, V, NULL, out);
+    else
+        FN(panel_product)(m, lanes, k, &(struct FN(matrix)){W, k, 1}, &(struct FN(panel)){V, lanes}, NULL,
+                          out, lanes);
 }
 
 /* D (w,n) times V (w,lanes), D broadcast along the lanes where n = 1 */
@@ -105,8 +108,8 @@ static void FN(sum_products)(int64_t m, int64_t count, const REAL *G, const REAL
 
 /* ---- what a step kind offers ---------------------------------------------------------------- */
 
-/* Product of step Jacobians, one column in every lane: `panels` panels (w, lanes).  n > 1: panel c holds column
- * c of every sample.  n = 1: one panel holds all columns of the one sample. */
+/* Product of step Jacobians, or its product with one vector, a column in every lane: `panels` panels (w, lanes).
+ * n > 1: panel c holds column c of every sample.  n = 1: one panel holds all columns of the one sample. */
 struct FN(tangents) {
     REAL *data;
     int64_t panels, lanes;

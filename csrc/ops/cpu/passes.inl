@@ -85,17 +85,28 @@ static bool FN(wants_P)(const struct propagate_pass *pass, int64_t k, int64_t s)
 
 /* ---- propagate ------------------------------------------------------------------------------ */
 
-static int64_t FN(tangent_lanes)(const dpcr_chain *chain, int64_t n) {
-    return n == 1 ? dpcr_ceil_div(chain->w, LANES) * LANES : n;
+/* Of so many columns a sample, in tiles of n lanes. */
+static struct FN(tangents) FN(tangents_of)(int64_t columns, int64_t n) {
+    if (n > 1) return (struct FN(tangents)){NULL, columns, n};
+    return (struct FN(tangents)){NULL, 1, columns > 1 ? dpcr_ceil_div(columns, LANES) * LANES : columns};
 }
 
-static size_t FN(propagate_scratch)(const dpcr_chain *chain, bool tangents) {
+static size_t FN(propagate_scratch)(const dpcr_chain *chain, int64_t columns) {
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
-    const int64_t n = FN(tile)(chain), w = chain->w, lanes = FN(tangent_lanes)(chain, n);
+    const int64_t n = FN(tile)(chain), w = chain->w;
+    const struct FN(tangents) Q = FN(tangents_of)(columns, n);
     size_t bytes = 2 * FN(bytes)(w * n);
-    bytes += FN(bytes)(kind->scratch_rows(chain) * n + (tangents ? kind->tangent_rows(chain) * lanes : 0));
-    if (tangents) bytes += FN(bytes)((n == 1 ? 1 : w) * w * lanes);
+    bytes += FN(bytes)(kind->scratch_rows(chain) * n + (columns ? kind->tangent_rows(chain) * Q.lanes : 0));
+    if (columns) bytes += FN(bytes)(Q.panels * w * Q.lanes);
     return bytes;
+}
+
+/* v of segment k, in every lane of its one panel. */
+static void FN(seed_probe)(const struct tangent_maps *maps, int64_t k, int64_t w, struct FN(tangents) Q) {
+    for (int64_t i = 0; i < w; i++) {
+        const REAL v = dpcr_probe_is_negative(maps->sweep, k, i) ? -1 : 1;
+        for (int64_t j = 0; j < Q.lanes; j++) Q.data[i * Q.lanes + j] = v;
+    }
 }
 
 /* The identity, as tangents of a tile. */
@@ -106,6 +117,21 @@ static void FN(seed_tangents)(int64_t w, int64_t n, struct FN(tangents) Q) {
             Q.data[i * Q.lanes + i] = 1;
         else
             for (int64_t j = 0; j < n; j++) Q.data[(i * w + i) * n + j] = 1;
+}
+
+/* v . Q -> P (count,w) of the tile's samples that want it */
+static void FN(store_diagonals)(const struct propagate_pass *pass, int64_t k, const struct FN(tile_at) * at,
+                                struct FN(tangents) Q) {
+    const struct tangent_maps *maps = &pass->tangents;
+    const int64_t w = pass->chain->w;
+    for (int64_t s = 0; s < at->count; s++) {
+        if (!FN(wants_P)(pass, k, at->s0 + s)) continue;
+        REAL *P = (REAL *)maps->data + maps->first + k * maps->step + (at->s0 + s) * w;
+        for (int64_t i = 0; i < w; i++) {
+            const REAL q = Q.data[i * Q.lanes + s];
+            P[i] = dpcr_probe_is_negative(maps->sweep, k, i) ? -q : q;
+        }
+    }
 }
 
 /* -> P (count,w,w) of the tile's samples that want it */
@@ -135,13 +161,16 @@ static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const
                              struct FN(wants) wants, void *memory) {
     const dpcr_chain *chain = pass->chain;
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
-    const int64_t w = chain->w, n = at->n, lanes = FN(tangent_lanes)(chain, n);
+    const int64_t w = chain->w, n = at->n;
     struct arena arena = {memory, 0};
     REAL *z = dpcr_take(&arena, FN(bytes)(w * n)), *next = dpcr_take(&arena, FN(bytes)(w * n));
-    struct FN(tangents) Q = {NULL, n == 1 ? 1 : w, lanes};
+    struct FN(tangents) Q = FN(tangents_of)(pass->tangents.diagonal ? 1 : w, n);
     if (wants.tangents) {
-        Q.data = dpcr_take(&arena, FN(bytes)(Q.panels * w * lanes));
-        FN(seed_tangents)(w, n, Q);
+        Q.data = dpcr_take(&arena, FN(bytes)(Q.panels * w * Q.lanes));
+        if (pass->tangents.diagonal)
+            FN(seed_probe)(&pass->tangents, k, w, Q);
+        else
+            FN(seed_tangents)(w, n, Q);
     }
     REAL *scratch = dpcr_take(&arena, 0);
     const void *noise = chain->parameter[DPCR_NOISE];
@@ -160,7 +189,10 @@ static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const
         z = next, next = swap;
     }
     if (pass->ends.data) FN(store_tile)(w, at->count, n, z, FN(segment_row)(&pass->ends, k, at->s0, w), w);
-    if (wants.tangents) FN(store_tangents)(pass, k, at, Q);
+    if (wants.tangents && pass->tangents.diagonal)
+        FN(store_diagonals)(pass, k, at, Q);
+    else if (wants.tangents)
+        FN(store_tangents)(pass, k, at, Q);
 }
 
 static void FN(propagate_task)(const void *argument, int64_t task, void *memory) {
@@ -187,7 +219,9 @@ static void FN(run_propagation)(const struct propagate_pass *pass, void (*run)(c
 
 static void FN(propagate)(const struct propagate_pass *pass) {
     FN(run_propagation)(pass, FN(propagate_task), pass->k1 - pass->k0,
-                        pass->tangents.data ? (double)pass->chain->w + 1 : 1);
+                        !pass->tangents.data      ? 1
+                        : pass->tangents.diagonal ? 2
+                                                  : (double)pass->chain->w + 1);
 }
 
 /* ---- the sequential walk of what is not settled ---------------------------------------------- */

@@ -86,17 +86,18 @@ __device__ NOT_INLINED act_result<T> act_any(dpcr_activation kind, act_parameter
 }
 
 /* u -> y = act(u), d = act'(u); either may be u itself.  In single precision the kinds that most chains have are
- * where they are needed. */
+ * where they are needed, unless it is for many rows. */
 template <class T, int ROWS>
 __device__ void activation(const dpcr_chain &chain, const T (&u)[ROWS], T (&y)[ROWS], T (&d)[ROWS]) {
     const act_parameters<T> act = {(T)chain.activation_parameter[0], (T)chain.activation_parameter[1]};
-    UNROLL for (int r = 0; r < ROWS; r++) {
+    const bool here = sizeof(T) == sizeof(float) && ROWS <= 4;
+    UNROLL_BY(ROWS > 4 ? 1 : ROWS) for (int r = 0; r < ROWS; r++) {
         act_result<T> of;
-        if (sizeof(T) == sizeof(float) && chain.activation == DPCR_TANH)
+        if (here && chain.activation == DPCR_TANH)
             of = act_of<DPCR_TANH, T>(act, u[r]);
-        else if (sizeof(T) == sizeof(float) && chain.activation == DPCR_RELU)
+        else if (here && chain.activation == DPCR_RELU)
             of = act_of<DPCR_RELU, T>(act, u[r]);
-        else if (sizeof(T) == sizeof(float) && chain.activation == DPCR_SILU)
+        else if (here && chain.activation == DPCR_SILU)
             of = act_of<DPCR_SILU, T>(act, u[r]);
         else
             of = act_any<T>(chain.activation, act, u[r]);

@@ -29,11 +29,6 @@ static dpcr_status check_width(const dpcr_chain *chain) {
                      (long long)chain->w, (long long)chain->h, (int)WIDEST);
 }
 
-static dpcr_status fill(dpcr_exec exec, void *data, size_t bytes) {
-    if (!data || bytes == 0) return DPCR_OK;
-    return launched(cudaMemsetAsync(data, 0, bytes, (cudaStream_t)exec.stream));
-}
-
 static dpcr_status copy(dpcr_exec exec, void *to, const void *from, size_t bytes) {
     if (bytes == 0 || to == from) return DPCR_OK;
     return launched(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, (cudaStream_t)exec.stream));
@@ -61,9 +56,10 @@ static newton_pass make_newton(const dpcr_chain *chain, const dpcr_plan *plan, c
     pass.S = plan->segments;
     pass.options = *options;
     pass.options.max_sweeps = dpcr_sweep_limit(options, pass.S);
-    pass.free = options->structure != DPCR_P_DENSE ? options->structure
-                : dpcr_has_skip(chain)             ? DPCR_P_IDENTITY
-                                                   : DPCR_P_ZERO;
+    const dpcr_structure known =
+        dpcr_has_skip(chain) ? DPCR_P_IDENTITY : DPCR_P_ZERO; /* scalar P is that, too */
+    if (options->structure == DPCR_P_SCALAR) pass.options.structure = known;
+    pass.free = dpcr_P_columns(pass.options.structure, chain->w) > 0 ? known : pass.options.structure;
     pass.step_flops = dpcr_step_flops(chain);
     return pass;
 }
@@ -126,7 +122,7 @@ static dpcr_status solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_sol
     if (bytes) *bytes = 0;
     if (dpcr_no_states(chain) || chain->L == 0) {
         const size_t columns = (size_t)(DPCR_REPORT * chain->B) * sizeof(double);
-        RETURN_IF(fill(exec, arrays->report, columns));
+        RETURN_IF(dpcr_cuda_zero(exec, arrays->report, columns));
         return chain->L == 0 ? copy(exec, arrays->z, arrays->z0, state_bytes(chain)) : DPCR_OK;
     }
     RETURN_IF(dpcr_cuda_limits(&limits));
@@ -143,87 +139,6 @@ static dpcr_status solve(dpcr_exec exec, const dpcr_chain *chain, const dpcr_sol
     pass.end = arrays->z;
     pass.report = arrays->report;
     return dpcr_cuda_newton(exec, pass, limits, false, workspace);
-}
-
-/* ---- parameter gradients --------------------------------------------------------------------------- */
-
-static void add_job(gradient_pass *pass, const dpcr_pullback *arrays, dpcr_parameter which,
-                    const gradient_job &job) {
-    pass->job[which] = job;
-    pass->job[which].gradient = arrays->gparameter[which];
-}
-
-/* From the rows of step_back()'s saved. */
-static gradient_pass make_gradients(const dpcr_chain *chain, const dpcr_pullback *arrays,
-                                    const back_arrays &back) {
-    gradient_pass pass = {};
-    pass.chain = canonical(chain);
-    pass.arrays = back;
-    const bool norm = pass.chain.norm != DPCR_NO_NORM;
-    const int64_t w = chain->w, h = chain->h;
-    if (chain->step == DPCR_RESIDUAL) {
-        pass.layers = 1;
-        add_job(&pass, arrays, DPCR_W1, {NULL, GRADIENT_OUTER, h, w, w, 3 * w + 2 * h, !norm});
-        add_job(&pass, arrays, DPCR_B1, {NULL, GRADIENT_SUM, h, 1, w, 0, false});
-        add_job(&pass, arrays, DPCR_W2, {NULL, GRADIENT_OUTER, w, h, 0, w + h, false});
-        add_job(&pass, arrays, DPCR_B2, {NULL, GRADIENT_SUM, w, 1, 0, 0, false});
-        add_job(&pass, arrays, DPCR_GAMMA, {NULL, GRADIENT_PRODUCT, w, 1, w + 2 * h, 2 * w + 2 * h, false});
-        add_job(&pass, arrays, DPCR_BETA, {NULL, GRADIENT_SUM, w, 1, w + 2 * h, 0, false});
-    } else {
-        pass.layers = pass.chain.layers;
-        pass.piece = saved_pieces(pass.chain) * w;
-        add_job(&pass, arrays, DPCR_W1, {NULL, GRADIENT_OUTER, w, w, 0, w - pass.piece, true});
-        add_job(&pass, arrays, DPCR_B1, {NULL, GRADIENT_SUM, w, 1, 0, 0, false});
-        add_job(&pass, arrays, DPCR_GAMMA, {NULL, GRADIENT_PRODUCT, w, 1, 3 * w, 4 * w, false});
-        add_job(&pass, arrays, DPCR_BETA, {NULL, GRADIENT_SUM, w, 1, 3 * w, 0, false});
-    }
-    return pass;
-}
-
-static dpcr_status launch_gradients(dpcr_exec exec, const gradient_pass &pass, int64_t elements) {
-    return pass.chain.dtype == DPCR_F32 ? run_elements<gradient_kernel<float>>(exec, elements, pass)
-                                        : run_elements<gradient_kernel<double>>(exec, elements, pass);
-}
-
-/* Of steps first..last-1, none of them frozen. */
-static dpcr_status run_gradients(dpcr_exec exec, gradient_pass pass, int64_t first, int64_t last) {
-    int64_t elements = 0;
-    pass.first = first;
-    for (int i = 0; i < DPCR_PARAMETERS; i++) {
-        gradient_job *job = &pass.job[i];
-        const int64_t step = pass.layers * job->rows * job->columns;
-        pass.elements[i] = job->gradient ? (last - first) * step : 0;
-        job->gradient = (char *)job->gradient + (size_t)(first * step) * dpcr_size_of(pass.chain.dtype);
-        elements += pass.elements[i];
-    }
-    return launch_gradients(exec, pass, elements);
-}
-
-static bool is_frozen(const dpcr_pullback *arrays, int64_t l) {
-    return arrays->frozen && arrays->frozen[l];
-}
-
-/* Rows of zeros: gradients that are empty sums. */
-static dpcr_status clear_rows(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
-                              int64_t first, int64_t last) {
-    for (int i = 0; i < DPCR_PARAMETERS; i++) {
-        const size_t row = (size_t)dpcr_parameter_size(chain, (dpcr_parameter)i) * dpcr_size_of(chain->dtype);
-        char *gradient = (char *)arrays->gparameter[i];
-        if (gradient) RETURN_IF(fill(exec, gradient + (size_t)first * row, (size_t)(last - first) * row));
-    }
-    return DPCR_OK;
-}
-
-/* Steps first..last-1, run by run of those that are frozen and those that are not. */
-static dpcr_status gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
-                             const back_arrays &back, int64_t first, int64_t last) {
-    const gradient_pass pass = make_gradients(chain, arrays, back);
-    for (int64_t l = first, end = first; l < last; l = end) {
-        const bool frozen = is_frozen(arrays, l);
-        while (end < last && is_frozen(arrays, end) == frozen) end++;
-        RETURN_IF(frozen ? clear_rows(exec, chain, arrays, l, end) : run_gradients(exec, pass, l, end));
-    }
-    return DPCR_OK;
 }
 
 /* ---- backward ---------------------------------------------------------------------------------- */
@@ -309,9 +224,9 @@ static dpcr_status walk_chunks(const backward &b) {
             RETURN_IF(dpcr_cuda_pullback(b.exec, {canonical(chain), back, first, last, g, out}));
         }
         g = out;
-        if (b.parameters) RETURN_IF(gradients(b.exec, chain, b.arrays, back, first, last));
+        if (b.parameters) RETURN_IF(dpcr_cuda_gradients(b.exec, chain, b.arrays, back, first, last));
     }
-    if (b.parameters) RETURN_IF(clear_rows(b.exec, chain, b.arrays, 0, stop));
+    if (b.parameters) RETURN_IF(dpcr_cuda_clear_gradients(b.exec, chain, b.arrays, 0, stop));
     return report(b.exec, chain, b.arrays->report, (double)(chain->L - stop) * dpcr_step_flops(chain));
 }
 
@@ -321,16 +236,16 @@ static dpcr_status walk_segments(const backward &b, newton_pass *pass) {
     pass->end = b.arrays->gz0;
     pass->report = b.arrays->report;
     RETURN_IF(dpcr_cuda_newton(b.exec, *pass, b.limits, true, b.newton));
-    return b.parameters ? gradients(b.exec, b.chain, b.arrays, pass->back, 0, b.chain->L) : DPCR_OK;
+    return b.parameters ? dpcr_cuda_gradients(b.exec, b.chain, b.arrays, pass->back, 0, b.chain->L) : DPCR_OK;
 }
 
 /* An empty chain, or one without samples: gradients are those of the end, and empty sums. */
 static dpcr_status backward_of_nothing(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays) {
-    RETURN_IF(fill(exec, arrays->report, (size_t)(DPCR_REPORT * chain->B) * sizeof(double)));
-    RETURN_IF(clear_rows(exec, chain, arrays, 0, chain->L));
+    RETURN_IF(dpcr_cuda_zero(exec, arrays->report, (size_t)(DPCR_REPORT * chain->B) * sizeof(double)));
+    RETURN_IF(dpcr_cuda_clear_gradients(exec, chain, arrays, 0, chain->L));
     if (!arrays->gz0) return DPCR_OK;
     return arrays->gz ? copy(exec, arrays->gz0, arrays->gz, state_bytes(chain))
-                      : fill(exec, arrays->gz0, state_bytes(chain));
+                      : dpcr_cuda_zero(exec, arrays->gz0, state_bytes(chain));
 }
 
 static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Parameter gradients from what step_back() has saved: a thread an element, which adds up the samples in their
- * order.
+ * order.  gradient.cu says which are matrix products instead.
  */
 #ifndef DEEPPCR_OPS_CUDA_GRADIENT_H
 #define DEEPPCR_OPS_CUDA_GRADIENT_H

@@ -9,11 +9,7 @@
 #include "ops/cuda/newton.cuh"
 #include "ops/cuda/sequential.cuh"
 
-/* The widest vector of a chain, and of a team. */
-static inline int64_t widest_of(const dpcr_chain &chain) {
-    return dpcr_max(chain.w, chain.h);
-}
-enum { WIDEST = BLOCK_LANES * BLOCK_ROWS };
+enum { WIDEST = BLOCK_LANES * WIDE_ROWS };
 
 /* A thread holds a column of 32 floats, but not of 32 doubles. */
 template <class T> struct widest_in_warp {
@@ -24,12 +20,13 @@ template <> struct widest_in_warp<double> {
 };
 
 /* Calls RUN<team>(...) for the team of a chain; NARROW: that of vectors of up to 4. */
-#define FOR_TEAM(chain, T, NARROW, RUN, ...)                                       \
-    (widest_of(chain) <= 4    ? RUN<NARROW>(__VA_ARGS__)                           \
-     : widest_of(chain) <= 8  ? RUN<team<T, 8, 1>>(__VA_ARGS__)                    \
-     : widest_of(chain) <= 16 ? RUN<team<T, 16, 1>>(__VA_ARGS__)                   \
-     : widest_of(chain) <= 32 ? RUN<typename widest_in_warp<T>::type>(__VA_ARGS__) \
-                              : RUN<team<T, BLOCK_LANES, BLOCK_ROWS>>(__VA_ARGS__))
+#define FOR_TEAM(chain, T, NARROW, RUN, ...)                                                             \
+    (widest_of(chain) <= 4                          ? RUN<NARROW>(__VA_ARGS__)                           \
+     : widest_of(chain) <= 8                        ? RUN<team<T, 8, 1>>(__VA_ARGS__)                    \
+     : widest_of(chain) <= 16                       ? RUN<team<T, 16, 1>>(__VA_ARGS__)                   \
+     : widest_of(chain) <= 32                       ? RUN<typename widest_in_warp<T>::type>(__VA_ARGS__) \
+     : widest_of(chain) <= BLOCK_LANES * BLOCK_ROWS ? RUN<team<T, BLOCK_LANES, BLOCK_ROWS>>(__VA_ARGS__) \
+                                                    : RUN<team<T, BLOCK_LANES, WIDE_ROWS>>(__VA_ARGS__))
 #define THREAD_TEAM(T) team<T, 1, 4>
 
 #define FOR_TEAM_OF(chain, T, RUN, ...) FOR_TEAM(chain, T, THREAD_TEAM(T), RUN, __VA_ARGS__)
@@ -51,6 +48,13 @@ dpcr_status dpcr_cuda_limits(device_limits *limits);
 bool dpcr_cuda_stages(const dpcr_chain &chain, const device_limits &limits, bool backward);
 dpcr_status dpcr_cuda_sequential(dpcr_exec exec, const sequential_pass &pass, const device_limits &limits,
                                  bool backward);
+/* bytes of zeros; data may be NULL */
+dpcr_status dpcr_cuda_zero(dpcr_exec exec, void *data, size_t bytes);
+/* Parameter gradients of steps first..last-1 from what step_back() has saved, and zeros for them. */
+dpcr_status dpcr_cuda_gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
+                                const back_arrays &back, int64_t first, int64_t last);
+dpcr_status dpcr_cuda_clear_gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
+                                      int64_t first, int64_t last);
 dpcr_status dpcr_cuda_propagate(dpcr_exec exec, const propagate_arguments &arguments, int64_t segments);
 dpcr_status dpcr_cuda_pullback(dpcr_exec exec, const pullback_arguments &arguments);
 /* Sets gang, gangs, bytes of a pass; the workspace is gangs pieces of bytes, and before them their counters. */

@@ -12,6 +12,9 @@
  *              products (kept while P is), every group again from its start; 3 sqrt(S) products with a vector deep,
  *              where cyclic reduction would multiply matrices
  *
+ * and that of diagonal P, or P = I, by a thread a row: S multiply-adds deep.  A scalar P is I or 0 for all steps that
+ * there are.
+ *
  * What is decided is ops/cpu/newton.inl's, function by function; the numbers are newton.h's.
  */
 #ifndef DEEPPCR_OPS_CUDA_NEWTON_H
@@ -24,11 +27,13 @@ enum { NEWTON_THREADS = 256, MOST_GROUPS = 32, UNGROUPED = 48 };
 
 /* One gang's workspace.  Element k + 1 of d is r_k, then d_{k+1}. */
 struct newton_arrays {
-    void *starts, *ends, *d;           /* (S,w) */
-    void *maps, *group_maps, *group_d; /* (S,w,w), (MOST_GROUPS,w,w), (MOST_GROUPS,w): dense only */
-    double *size, *ratio, *P_norm;     /* (S) of e_k; of r_k, relative; of P_k */
-    float *moved;                      /* (S) */
-    int *unequal, *stale, *guarded;    /* (S) */
+    void *starts, *ends, *d; /* (S,w) */
+    void *maps;              /* (S,w,w) dense, (S,w) diagonal */
+    void *group_maps,
+        *group_d; /* (MOST_GROUPS,w,w), (MOST_GROUPS,w): dense only, and not of teams of a block */
+    double *size, *ratio, *P_norm;  /* (S) of e_k; of r_k, relative; of P_k */
+    float *moved;                   /* (S) */
+    int *unequal, *stale, *guarded; /* (S) */
     struct newton_sample *sample;
 };
 
@@ -55,13 +60,14 @@ struct newton_pass {
 static inline DPCR_EVERYWHERE size_t carve_newton(const newton_pass &p, char *base, newton_arrays *a) {
     const size_t element = dpcr_size_of(p.chain.dtype), S = (size_t)p.S, w = (size_t)p.chain.w;
     const bool dense = p.options.structure == DPCR_P_DENSE;
+    const bool groups = dense && widest_of(p.chain) <= TEAM_WARP;
     struct arena arena = {base, 0};
     a->starts = dpcr_take(&arena, S * w * element);
     a->ends = dpcr_take(&arena, S * w * element);
     a->d = dpcr_take(&arena, S * w * element);
-    a->maps = dense ? dpcr_take(&arena, S * w * w * element) : NULL;
-    a->group_maps = dense ? dpcr_take(&arena, MOST_GROUPS * w * w * element) : NULL;
-    a->group_d = dense ? dpcr_take(&arena, MOST_GROUPS * w * element) : NULL;
+    a->maps = dpcr_take(&arena, S * (size_t)dpcr_P_size(p.options.structure, p.chain.w) * element);
+    a->group_maps = groups ? dpcr_take(&arena, MOST_GROUPS * w * w * element) : NULL;
+    a->group_d = groups ? dpcr_take(&arena, MOST_GROUPS * w * element) : NULL;
     a->size = (double *)dpcr_take(&arena, S * sizeof(double));
     a->ratio = (double *)dpcr_take(&arena, S * sizeof(double));
     a->P_norm = (double *)dpcr_take(&arena, S * sizeof(double));
@@ -123,18 +129,18 @@ __device__ inline bool same_bits(double a, double b) {
 NEWTON_VIEW bool residual_of(const newton_view<TEAM> &v, const typename TEAM::T (&e)[TEAM::ROWS],
                              const typename TEAM::T (&next)[TEAM::ROWS], typename TEAM::T (&r)[TEAM::ROWS]) {
     bool equal = true;
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) {
         equal = equal && (row_of(v.at, q) >= (int)v.p->chain.w || same_bits(e[q], next[q]));
         r[q] = e[q] - next[q];
     }
     equal = all_lanes(v.at, equal);
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) r[q] = equal ? 0 : r[q];
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) r[q] = equal ? 0 : r[q];
     return equal;
 }
 
 NEWTON_VIEW bool is_zero(const newton_view<TEAM> &v, const typename TEAM::T (&x)[TEAM::ROWS]) {
     bool zero = true;
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) zero =
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) zero =
         zero && (row_of(v.at, q) >= (int)v.p->chain.w || x[q] == 0);
     return all_lanes(v.at, zero);
 }
@@ -147,7 +153,23 @@ NEWTON_VIEW void map_times(const newton_view<TEAM> &v, const typename TEAM::T *M
     const bool zero = is_zero(v, x);
     typename TEAM::T product[TEAM::ROWS];
     times(v.at, weights<typename TEAM::T>{M, w, is_packed<TEAM>(M, w)}, w, w, x, b, product);
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) y[q] = zero ? b[q] : product[q];
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) y[q] = zero ? b[q] : product[q];
+}
+
+/* out = P_k d + b; own: the sample's own P, else the free one */
+NEWTON_VIEW void times_P(const newton_view<TEAM> &v, bool own, int64_t k,
+                         const typename TEAM::T (&d)[TEAM::ROWS], const typename TEAM::T (&b)[TEAM::ROWS],
+                         typename TEAM::T (&out)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    T P[TEAM::ROWS];
+    if (own && v.p->options.structure == DPCR_P_DENSE) {
+        map_times(v, map_of(v, v.a.maps, k), d, b, out);
+        return;
+    }
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) P[q] = v.p->free == DPCR_P_IDENTITY ? 1 : 0;
+    if (own) load_rows(v.at, (int)v.p->chain.w, row_at(v, v.a.maps, k), P);
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) out[q] =
+        P[q] == 0 || d[q] == 0 ? b[q] : fused(P[q], d[q], b[q]);
 }
 
 /* A team's turn in a loop over k0..k1-1 that all teams of a block go through together, each with every `teams`-th k;
@@ -219,7 +241,8 @@ template <bool BACKWARD, class TEAM> __device__ void begin(const newton_view<TEA
     if (v.k0 > 0 || threadIdx.x > 0) return;
     newton_sample sample = {};
     sample.phase = NEWTON_SWEEPING;
-    sample.refresh = p.options.structure == DPCR_P_DENSE && (BACKWARD || p.options.refresh == DPCR_ALWAYS);
+    sample.refresh =
+        dpcr_P_columns(p.options.structure, p.chain.w) > 0 && (BACKWARD || p.options.refresh == DPCR_ALWAYS);
     sample.before = INFINITY;
     sample.verdict = p.options.finish || p.options.max_sweeps == 0 ? DPCR_SEQUENTIAL : DPCR_UNCONVERGED;
     *v.a.sample = sample;
@@ -259,6 +282,31 @@ __device__ void through_with_P(const newton_view<TEAM> &v, int64_t k, bool own, 
     if (due && v.at.lane == 0) v.a.P_norm[k] = (double)norm, v.a.moved[k] = 0;
 }
 
+/* The same with a diagonal P_k = v . (P v). */
+template <bool BACKWARD, class TEAM>
+__device__ void through_with_diagonal(const newton_view<TEAM> &v, int64_t sweep, int64_t k, bool own,
+                                      bool due, typename TEAM::T (&x)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    const newton_pass &p = *v.p;
+    const int w = (int)p.chain.w;
+    const way on = way_through<TEAM>(p.chain, p.S, BACKWARD ? p.S - 1 - k : k, v.s, own);
+    T probe[TEAM::ROWS], P[TEAM::ROWS];
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) P[q] = probe[q] =
+        dpcr_probe_is_negative(sweep, k, row_of(v.at, q)) ? -1 : 1;
+    if (BACKWARD) {
+        T z[TEAM::ROWS];
+        load_rows(v.at, w, state_before<T>(p.chain, p.back, on.first, v.s), z);
+        walk_tangent(v.at, p.chain, v.near, on, (void *)NULL, 0, z, P);
+        walk_back(v.at, p.chain, v.near, p.back, on, x);
+    } else {
+        walk_tangent(v.at, p.chain, v.near, on, p.states, 0, x, P);
+    }
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) P[q] *= probe[q];
+    const double norm = norm_rows(v.at, w, P);
+    if (due) store_rows(v.at, w, P, row_at(v, v.a.maps, k));
+    if (due && v.at.lane == 0) v.a.P_norm[k] = norm, v.a.moved[k] = 0;
+}
+
 /* r_k = 0 */
 NEWTON_VIEW void settle_boundary(const newton_view<TEAM> &v, int64_t k) {
     const typename TEAM::T zero[TEAM::ROWS] = {};
@@ -284,10 +332,12 @@ __device__ void propagate(const newton_view<TEAM> &v, const newton_sample &now) 
         T x[TEAM::ROWS], next[TEAM::ROWS], r[TEAM::ROWS];
         load_rows(v.at, w, start_at(v, k), x);
         const double from = norm_rows(v.at, w, x);
-        if (any_team<TEAM>(due))
+        if (!any_team<TEAM>(due))
+            through<BACKWARD>(v, k, walks, x);
+        else if (p.options.structure == DPCR_P_DENSE)
             through_with_P<BACKWARD>(v, k, walks, due, x);
         else
-            through<BACKWARD>(v, k, walks, x);
+            through_with_diagonal<BACKWARD>(v, now.sweeps + 1, k, walks, due, x);
         if (walks) store_rows(v.at, w, x, row_at(v, v.a.ends, k));
         const double size = norm_rows(v.at, w, x);
         load_rows(v.at, w, k < p.S - 1 ? start_at(v, k + 1) : NULL, next);
@@ -324,7 +374,9 @@ template <bool BACKWARD, class TEAM> __device__ void count(const newton_view<TEA
         mine->sweeps++;
         mine->flops += (double)steps_from<BACKWARD>(p, mine->exact) * p.step_flops;
         if (mine->refresh && tally[ALL] > 0) mine->tangent_sweeps += tally[TANGENTS] / tally[ALL];
-        if (mine->refresh) mine->flops += tally[TANGENTS] * (double)p.chain.w * p.step_flops;
+        if (mine->refresh)
+            mine->flops +=
+                tally[TANGENTS] * (double)dpcr_P_columns(p.options.structure, p.chain.w) * p.step_flops;
         mine->has_P = mine->has_P || mine->refresh;
         mine->largest = tally[LARGEST];
         mine->rounding = tally[ROUNDING];
@@ -347,7 +399,7 @@ NEWTON_VIEW void walk_d(const newton_view<TEAM> &v, int64_t first, int64_t last,
         T r[TEAM::ROWS], next[TEAM::ROWS];
         load_rows(v.at, w, live ? row_at(v, v.a.d, j) : NULL, r);
         map_times(v, P, d, r, next);
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) d[q] = live ? next[q] : d[q];
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) d[q] = live ? next[q] : d[q];
         if (live && write) store_rows(v.at, w, d, row_at(v, v.a.d, j));
     }
 }
@@ -359,13 +411,13 @@ NEWTON_VIEW void multiply_group(const newton_view<TEAM> &v, int64_t first, int64
     if constexpr (!TEAM::BLOCK) {
         const int w = (int)v.p->chain.w;
         columns<TEAM> V;
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
             first > exact && i == v.at.lane * TEAM::ROWS + q ? 1 : 0;
         for (int64_t j = first; j < last && first > exact; j++) {
             const T *P = map_of(v, v.a.maps, j - 1);
             columns_times<TEAM>(weights<T>{P, w, is_packed<TEAM>(P, w)}, w, w, V);
         }
-        UNROLL for (int i = 0; i < TEAM::N; i++) UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
+        UNROLL for (int i = 0; i < TEAM::N; i++) UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) {
             const int c = v.at.lane * TEAM::ROWS + q;
             if (i < w && c < w) product[i * w + c] = V.v[q][i];
         }
@@ -438,15 +490,16 @@ NEWTON_VIEW void solve_by_reduction(const newton_view<TEAM> &v, newton_sample *m
     walk_d(v, first, last, run, true, t == 0 ? NULL : carry + (t - 1) * W, true, d);
 }
 
-/* d_{k+1} = d_k + r_k: every row for itself */
-NEWTON_VIEW void solve_by_sums(const newton_view<TEAM> &v) {
+/* d_{k+1} = d_k + r_k, or with the sample's own P_k: every row for itself */
+NEWTON_VIEW void solve_by_sums(const newton_view<TEAM> &v, bool own) {
     typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
     for (int i = (int)threadIdx.x; i < w; i += (int)blockDim.x) {
         T sum = 0;
         for (int64_t j = 1; j < v.p->S; j++) {
             T *d = row_at(v, v.a.d, j) + i;
-            sum += *d;
+            const T P = own ? row_at(v, v.a.maps, j - 1)[i] : T(1);
+            sum = sum == 0 ? *d : fused(P, sum, *d); /* P might be inf */
             *d = sum;
         }
     }
@@ -454,38 +507,54 @@ NEWTON_VIEW void solve_by_sums(const newton_view<TEAM> &v) {
 
 NEWTON_VIEW void solve(const newton_view<TEAM> &v, newton_sample *mine, bool changed) {
     __syncthreads(); /* r is there */
-    if (mine->has_P) {
+    const bool dense = v.p->options.structure == DPCR_P_DENSE;
+    if (mine->has_P && dense) {
         if constexpr (TEAM::LANES == 1)
             solve_by_reduction(v, mine);
         else
             solve_in_groups(v, mine, changed);
-    } else if (v.p->free == DPCR_P_IDENTITY) {
-        solve_by_sums(v);
+    } else if (mine->has_P || v.p->free == DPCR_P_IDENTITY) {
+        solve_by_sums(v, mine->has_P);
     }
     __syncthreads();
     if (threadIdx.x > 0) return;
-    const double w = (double)v.p->chain.w;
-    if (mine->has_P) mine->flops += 4 * w * w * (double)(v.p->S - 1);
-    if (mine->has_P && TEAM::LANES == 1)
+    const double size = (double)dpcr_P_size(v.p->options.structure, v.p->chain.w);
+    if (mine->has_P) mine->flops += 4 * size * (double)(v.p->S - 1);
+    if (mine->has_P && dense && TEAM::LANES == 1)
         while ((INT64_C(1) << mine->levels) < v.p->S) mine->levels++;
 }
 
 /* ---- 4. the verdict -------------------------------------------------------------------------------- */
 
+/* r_k as it was before d took its place */
+NEWTON_VIEW void residual_at(const newton_view<TEAM> &v, int64_t k, typename TEAM::T (&r)[TEAM::ROWS]) {
+    typename TEAM::T e[TEAM::ROWS], next[TEAM::ROWS];
+    load_rows(v.at, (int)v.p->chain.w, row_at(v, v.a.ends, k), e);
+    load_rows(v.at, (int)v.p->chain.w, start_at(v, k + 1), next);
+    residual_of(v, e, next, r);
+}
+
 NEWTON_VIEW double relative_error(const newton_view<TEAM> &v) {
     typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
-    const bool add =
-        v.p->options.structure == DPCR_P_ZERO; /* then a running sum counts: all teams have all of it */
+    const dpcr_structure structure = v.p->options.structure;
+    /* then the running sum of r counts, too: all teams have all of it */
+    const bool add = structure != DPCR_P_DENSE && structure != DPCR_P_IDENTITY;
     const int64_t count = v.p->S - 1, stride = add ? 1 : v.teams;
     double q = 0;
-    T sum[TEAM::ROWS] = {}, d[TEAM::ROWS];
+    T sum[TEAM::ROWS] = {}, d[TEAM::ROWS], r[TEAM::ROWS];
     __syncthreads(); /* d is there */
     for (int64_t base = 0; base < count; base += stride) {
         const int64_t k = add ? base : turn_at(v, base, count).k;
         load_rows(v.at, w, row_at(v, v.a.d, k + 1), d);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) sum[r] = add ? sum[r] + d[r] : d[r];
-        const double ratio = norm_rows(v.at, w, sum) / fmax(v.a.size[k], smallest_of(v));
+        double size = norm_rows(v.at, w, d);
+        if (add) {
+            residual_at(v, k, r);
+            UNROLL_ROWS for (int i = 0; i < TEAM::ROWS; i++) sum[i] += r[i];
+            const double drift = norm_rows(v.at, w, sum);
+            size = !(size < INFINITY) ? INFINITY : drift <= size ? size : drift; /* NaN, too */
+        }
+        const double ratio = size / fmax(v.a.size[k], smallest_of(v));
         q = !(ratio < INFINITY) ? INFINITY : ratio > q ? ratio : q;
     }
     return block_max(q);
@@ -500,14 +569,11 @@ NEWTON_VIEW bool is_right(const newton_view<TEAM> &v, const newton_sample &mine)
     return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
 
-/* out = P_k d_k + r_k, r_k as it was before d took its place; d: d_k */
+/* out = P_k d_k + r_k, of a sample that has P; d: d_k */
 NEWTON_VIEW void equation(const newton_view<TEAM> &v, int64_t k, const typename TEAM::T (&d)[TEAM::ROWS],
                           typename TEAM::T (&r)[TEAM::ROWS], typename TEAM::T (&out)[TEAM::ROWS]) {
-    typename TEAM::T e[TEAM::ROWS], next[TEAM::ROWS];
-    load_rows(v.at, (int)v.p->chain.w, row_at(v, v.a.ends, k), e);
-    load_rows(v.at, (int)v.p->chain.w, start_at(v, k + 1), next);
-    residual_of(v, e, next, r);
-    map_times(v, map_of(v, v.a.maps, k), d, r, out);
+    residual_at(v, k, r);
+    times_P(v, true, k, d, r, out);
 }
 
 /* Does d solve the equations?  Products of the P_k may have over- or underflowed. */
@@ -523,7 +589,7 @@ NEWTON_VIEW bool is_solution(const newton_view<TEAM> &v, int64_t exact) {
         load_rows(v.at, w, row_at(v, v.a.d, k), before);
         load_rows(v.at, w, row_at(v, v.a.d, k + 1), d);
         equation(v, k, before, r, out);
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) out[q] -= d[q];
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) out[q] -= d[q];
         const double gap = norm_rows(v.at, w, out), size = norm_rows(v.at, w, d) + norm_rows(v.at, w, r);
         if (!(gap <= tolerance * size) && !(gap <= C::tiny * C::epsilon)) wrong = 1;
     }
@@ -574,16 +640,12 @@ NEWTON_VIEW void update(const newton_view<TEAM> &v, const newton_sample &mine) {
         load_rows(v.at, w, row_at(v, v.a.ends, k), e);
         load_rows(v.at, w, row_at(v, v.a.d, k), d);
         const bool moves = !is_zero(v, d) && k >= mine.exact;
-        copy_rows(e, next);
-        if (mine.has_P)
-            map_times(v, map_of(v, v.a.maps, k), d, e, next);
-        else
-            UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] += v.p->free == DPCR_P_IDENTITY ? d[q] : T(0);
+        times_P(v, mine.has_P, k, d, e, next);
         const double reach = norm_rows(v.at, w, next);
         const bool passed = !moves || reach <= kNewtonGuard * mine.largest;
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) next[q] = moves && passed ? next[q] : e[q];
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) next[q] = moves && passed ? next[q] : e[q];
         load_rows(v.at, w, at.own ? start_at(v, k + 1) : NULL, step);
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) step[q] = next[q] - step[q];
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) step[q] = next[q] - step[q];
         const double moved = norm_rows(v.at, w, step) / fmax(norm_rows(v.at, w, next), smallest_of(v));
         if (at.own) store_rows(v.at, w, next, start_at(v, k + 1));
         if (!at.own || v.at.lane != 0) continue;
@@ -597,7 +659,8 @@ NEWTON_VIEW void update(const newton_view<TEAM> &v, const newton_sample &mine) {
 template <bool BACKWARD, class TEAM>
 __device__ void judge(const newton_view<TEAM> &v, newton_sample *mine, int64_t sweep) {
     const newton_pass &p = *v.p;
-    const bool dense = p.options.structure == DPCR_P_DENSE;
+    const bool dense = p.options.structure == DPCR_P_DENSE,
+               computes = dpcr_P_columns(p.options.structure, p.chain.w) > 0;
     enum { GUARDED, MOST };
     double seen[2] = {0, 0}, due = 0;
     __syncthreads(); /* moved and guarded are there */
@@ -618,9 +681,9 @@ __device__ void judge(const newton_view<TEAM> &v, newton_sample *mine, int64_t s
     const bool all = !mine->has_P || p.options.refresh == DPCR_ALWAYS;
     const bool poor =
         !(gain <= kNewtonSlow) && !(q <= kNewtonSmall * newton_constants<typename TEAM::T>::epsilon);
-    const bool wanted = dense && !candidate && !BACKWARD && (all || poor);
+    const bool wanted = computes && !candidate && !BACKWARD && (all || poor);
     const float far = kNewtonFar * (most < 1 ? (float)most : 1);
-    for (int64_t k = threadIdx.x; dense && k < p.S - 1; k += blockDim.x) {
+    for (int64_t k = threadIdx.x; computes && k < p.S - 1; k += blockDim.x) {
         const bool inexact = k > mine->exact;
         v.a.stale[k] = wanted && (all || (inexact && v.a.moved[k] > far));
         if (inexact && v.a.stale[k]) due = 1;
@@ -704,9 +767,7 @@ __device__ void solve_sample(const newton_view<TEAM> &v, newton_sample *mine) {
 
 template <class TEAM, bool BACKWARD>
 __global__ void THREADS(NEWTON_THREADS) newton_kernel(const __grid_constant__ newton_pass p) {
-    typedef typename TEAM::T T;
-    TEAM_HERE(TEAM, at);
-    DYNAMIC_SHARED(T, slots);
+    TEAM_HERE(TEAM, at, p.chain, slots);
     SHARED(newton_sample, mine, 1);
     newton_view<TEAM> v;
     const int member = (int)(blockIdx.x % (unsigned)p.gang);

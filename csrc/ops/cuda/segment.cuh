@@ -86,7 +86,7 @@ __device__ void walk(const TEAM &at, const dpcr_chain &chain, const resident<typ
 template <class TEAM>
 __device__ typename TEAM::T sum_own(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS]) {
     typename TEAM::T sum = 0;
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) sum += row_of(at, r) < n ? x[r] : 0;
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) sum += row_of(at, r) < n ? x[r] : 0;
     return sum;
 }
 
@@ -113,18 +113,18 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
         for (int c = 0; c < w; c++) {
             T v[TEAM::ROWS];
             copy_rows(start, z);
-            UNROLL for (int r = 0; r < TEAM::ROWS; r++) v[r] = row_of(at, r) == c ? 1 : 0;
+            UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) v[r] = row_of(at, r) == c ? 1 : 0;
             for (int64_t l = on.first; l < on.last; l++) {
-                step_tangent(at, chain, parameters_near<TEAM>(chain, near, l), z, v);
+                step_tangent(at, chain, parameters_near<TEAM>(chain, near, l), true, z, v);
                 if (states && c == 0) store_rows(at, w, z, state_row<T>(chain, states, l - origin, on.s));
             }
-            UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+            UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
                 if (row_of(at, r) >= w) continue;
                 P.data[row_of(at, r) * P.row + c * P.column] = v[r];
                 sums[r] += v[r] < 0 ? -v[r] : v[r];
             }
             if (by_columns) {
-                UNROLL for (int r = 0; r < TEAM::ROWS; r++) sums[r] = v[r] < 0 ? -v[r] : v[r];
+                UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) sums[r] = v[r] < 0 ? -v[r] : v[r];
                 const T sum = reduce_lanes(at, sum_own(at, w, sums), [](T a, T b) { return a + b; });
                 largest = sum > largest || sum != sum ? sum : largest;
             }
@@ -132,7 +132,7 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
         if (!by_columns) largest = (T)norm_rows(at, w, sums);
     } else {
         columns<TEAM> V;
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
             i == at.lane * TEAM::ROWS + q ? 1 : 0;
         for (int64_t l = on.first; l < on.first + on.longest; l++) {
             const bool live = on.own && l < on.last;
@@ -142,7 +142,7 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
         T column[TEAM::ROWS] = {};
         UNROLL for (int i = 0; i < TEAM::N; i++) {
             T sum = 0;
-            UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
+            UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) {
                 const int c = at.lane * TEAM::ROWS + q;
                 if (c >= w || i >= w) continue;
                 if (P.data) P.data[i * P.row + c * P.column] = V.v[q][i];
@@ -155,12 +155,25 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
             largest = sum > largest || sum != sum ? sum : largest;
         }
         if (by_columns) { /* columns beyond w hold zeros */
-            UNROLL for (int q = 0; q < TEAM::ROWS; q++) largest =
+            UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) largest =
                 column[q] > largest || column[q] != column[q] ? column[q] : largest;
             largest = reduce_lanes(at, largest, [](T a, T b) { return b > a || b != b ? b : a; });
         }
     }
     return largest;
+}
+
+/* As walk(), with one tangent: v times the product of the steps' Jacobians. */
+template <class TEAM>
+__device__ void walk_tangent(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near,
+                             const way &on, void *states, int64_t origin, typename TEAM::T (&z)[TEAM::ROWS],
+                             typename TEAM::T (&v)[TEAM::ROWS]) {
+    typedef typename TEAM::T T;
+    for (int64_t l = on.first; l < on.first + on.longest; l++) {
+        const bool live = on.own && l < on.last;
+        step_tangent(at, chain, parameters_near<TEAM>(chain, near, dpcr_min(l, on.last - 1)), live, z, v);
+        if (live && states) store_rows(at, (int)chain.w, z, state_row<T>(chain, states, l - origin, on.s));
+    }
 }
 
 /* The arrays of a backward pass that its steps read and write. */
@@ -211,7 +224,7 @@ __device__ void walk_back(const TEAM &at, const dpcr_chain &chain, const residen
         if (live && arrays.gstates) {
             T extra[TEAM::ROWS];
             load_rows(at, w, state_row<T>(chain, arrays.gstates, l, on.s), extra);
-            UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] += extra[r];
+            UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) g[r] += extra[r];
         }
         if (live && arrays.saved)
             saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + on.s) * saved_size(chain);
@@ -236,10 +249,22 @@ template <class TEAM> __device__ int64_t team_count() {
     return (int64_t)gridDim.x * (blockDim.x / TEAM::LANES);
 }
 
-/* What a block team exchanges through; others need none. */
-#define TEAM_HERE(TEAM, name)                                                 \
-    SHARED(typename TEAM::T, name##_exchange, TEAM::BLOCK ? 2 * TEAM::N : 1); \
-    const TEAM name = this_team<TEAM>(name##_exchange)
+/* The widest vector of a chain, and of a team. */
+static inline DPCR_EVERYWHERE int64_t widest_of(const dpcr_chain &chain) {
+    return dpcr_max(chain.w, chain.h);
+}
+
+/* What a block team exchanges through: an array of its own or, where that would be more than a block has unasked,
+ * `dynamic`, the block's dynamic array of exchange_bytes().  Others need none. */
+#define TEAM_HERE(TEAM, name, chain, dynamic)                                                \
+    DYNAMIC_SHARED(typename TEAM::T, dynamic);                                               \
+    SHARED(typename TEAM::T, name##_exchange, TEAM::BLOCK && !TEAM::WIDE ? 2 * TEAM::N : 1); \
+    const TEAM name =                                                                        \
+        TEAM::WIDE ? this_team<TEAM>(dynamic, (int)widest_of(chain)) : this_team<TEAM>(name##_exchange)
+
+template <class TEAM> static inline size_t exchange_bytes(const dpcr_chain &chain) {
+    return TEAM::WIDE ? 2 * (size_t)widest_of(chain) * sizeof(typename TEAM::T) : 0;
+}
 
 /* Segments k0..k1-1 of S, as a propagate_pass has them.  tasks: segments x samples */
 struct propagate_arguments {
@@ -255,7 +280,7 @@ template <class TEAM>
 __global__ void THREADS(SEGMENT_THREADS)
     propagate_kernel(int64_t tasks, const __grid_constant__ propagate_arguments a) {
     typedef typename TEAM::T T;
-    TEAM_HERE(TEAM, at);
+    TEAM_HERE(TEAM, at, a.chain, shared);
     const dpcr_chain &chain = a.chain;
     const int w = (int)chain.w;
     const resident<T> nothing = {};
@@ -289,7 +314,7 @@ template <class TEAM>
 __global__ void THREADS(SEGMENT_THREADS)
     pullback_kernel(int64_t samples, const __grid_constant__ pullback_arguments a) {
     typedef typename TEAM::T T;
-    TEAM_HERE(TEAM, at);
+    TEAM_HERE(TEAM, at, a.chain, shared);
     const dpcr_chain &chain = a.chain;
     const int w = (int)chain.w;
     const resident<T> nothing = {};

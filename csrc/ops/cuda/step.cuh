@@ -70,11 +70,11 @@ __device__ typename TEAM::T standardise(const TEAM &at, const dpcr_chain &chain,
     const int w = (int)chain.w;
     const T share = 1 / (T)w;
     T one[TEAM::ROWS];
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) one[r] = 1;
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) one[r] = 1;
     const T mean = chain.norm == DPCR_LAYER_NORM ? sum_rows(at, w, u, one) * share : T(0);
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) xhat[r] = u[r] - mean;
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) xhat[r] = u[r] - mean;
     const T rstd = 1 / sqrt(sum_rows(at, w, xhat, xhat) * share + (T)chain.norm_eps);
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) xhat[r] *= rstd;
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) xhat[r] *= rstd;
     return rstd;
 }
 
@@ -83,7 +83,7 @@ template <class TEAM>
 __device__ void affine_rows(const TEAM &at, int w, const typename TEAM::T *gamma,
                             const typename TEAM::T *beta, const typename TEAM::T (&xhat)[TEAM::ROWS],
                             typename TEAM::T (&y)[TEAM::ROWS]) {
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
         const int row = row_of(at, r);
         y[r] = row < w ? fused(gamma ? gamma[row] : 1, xhat[r], beta ? beta[row] : 0) : 0;
     }
@@ -97,16 +97,17 @@ __device__ void project(const TEAM &at, const dpcr_chain &chain, const typename 
     const int w = (int)chain.w;
     const T share = 1 / (T)w;
     T one[TEAM::ROWS];
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) one[r] = 1;
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) one[r] = 1;
     const T mean = chain.norm == DPCR_LAYER_NORM ? sum_rows(at, w, v, one) * share : T(0);
     const T along = sum_rows(at, w, xhat, v) * share;
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) v[r] = rstd * (v[r] - mean - xhat[r] * along);
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) v[r] = rstd * (v[r] - mean - xhat[r] * along);
 }
 
 template <class TEAM>
 __device__ void scale_rows(const TEAM &at, int w, const typename TEAM::T *gamma,
                            typename TEAM::T (&v)[TEAM::ROWS]) {
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) if (gamma && row_of(at, r) < w) v[r] *= gamma[row_of(at, r)];
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) if (gamma && row_of(at, r) < w) v[r] *=
+        gamma[row_of(at, r)];
 }
 
 /* ---- one layer, one branch: what forward, tangents and backward have in common ------------------ */
@@ -180,7 +181,7 @@ __device__ void step_forward(const TEAM &at, const dpcr_chain &chain,
         copy_rows(v.a, out);
     }
     const bool skip = chain.step == DPCR_RESIDUAL || chain.skip;
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
         const T next = skip ? fused(scale, out[r], z[r]) : scale * out[r];
         z[r] = live ? next : z[r];
     }
@@ -199,10 +200,10 @@ __device__ void columns_times(const weights<typename TEAM::T> &W, int n_out, int
     columns<TEAM> out;
     UNROLL for (int i = 0; i < TEAM::N; i++) {
         T row[TEAM::N];
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) out.v[q][i] = 0;
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) out.v[q][i] = 0;
         if (i >= n_out) continue;
         load_matrix_row<TEAM>(W, i, n_in, row);
-        UNROLL for (int q = 0; q < TEAM::ROWS; q++) out.v[q][i] = dot<T, TEAM::N>(row, V.v[q], 0);
+        UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) out.v[q][i] = dot<T, TEAM::N>(row, V.v[q], 0);
     }
     V = out;
 }
@@ -212,7 +213,8 @@ template <class TEAM>
 __device__ void columns_scale(int n, const typename TEAM::T (&d)[TEAM::ROWS], columns<TEAM> &V) {
     typename TEAM::T all[TEAM::N];
     gather<TEAM>(n, d, all);
-    UNROLL for (int i = 0; i < TEAM::N; i++) UNROLL for (int q = 0; q < TEAM::ROWS; q++) V.v[q][i] *= all[i];
+    UNROLL for (int i = 0; i < TEAM::N; i++) UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) V.v[q][i] *=
+        all[i];
 }
 
 /* project() and gamma; gamma first: of the input's norm it comes after */
@@ -224,7 +226,7 @@ __device__ void columns_project(const dpcr_chain &chain, const typename TEAM::T 
     const T share = 1 / (T)w;
     T all[TEAM::N];
     gather<TEAM>(w, xhat, all);
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) {
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) {
         T mean = 0, along = 0;
         UNROLL for (int i = 0; i < TEAM::N; i++) {
             mean += chain.norm == DPCR_LAYER_NORM && i < w ? V.v[q][i] : T(0);
@@ -277,21 +279,21 @@ __device__ void step_columns(const TEAM &at, const dpcr_chain &chain,
         copy_rows(x, out);
     }
     const bool skip = chain.step == DPCR_RESIDUAL || chain.skip;
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
         const T next = skip ? fused(scale, out[r], z[r]) : scale * out[r];
         z[r] = live ? next : z[r];
     }
-    UNROLL for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) {
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) {
         const T next = skip ? fused(scale, V.v[q][i], Q.v[q][i]) : scale * V.v[q][i];
         Q.v[q][i] = live ? next : Q.v[q][i];
     }
 }
 
-/* z -> f(z), v -> f'(z) v: one tangent, as a block has them */
+/* live: z -> f(z), q -> f'(z) q: one tangent, in the rows of the team */
 template <class TEAM>
 __device__ void step_tangent(const TEAM &at, const dpcr_chain &chain,
-                             const step_parameters<typename TEAM::T> &p, typename TEAM::T (&z)[TEAM::ROWS],
-                             typename TEAM::T (&q)[TEAM::ROWS]) {
+                             const step_parameters<typename TEAM::T> &p, bool live,
+                             typename TEAM::T (&z)[TEAM::ROWS], typename TEAM::T (&q)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     const T scale = (T)chain.scale;
     const int w = (int)chain.w, h = (int)chain.h;
@@ -308,7 +310,7 @@ __device__ void step_tangent(const TEAM &at, const dpcr_chain &chain,
             scale_rows(at, w, p.gamma, v);
         }
         times(at, p.W1, h, w, v, zero, inner);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) inner[r] *= at_z.slope[r];
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) inner[r] *= at_z.slope[r];
         times(at, p.W2, w, h, inner, zero, v);
     } else {
         layer_values<T, TEAM::ROWS> at_x;
@@ -320,14 +322,16 @@ __device__ void step_tangent(const TEAM &at, const dpcr_chain &chain,
                 project(at, chain, at_x.xhat, at_x.rstd, v);
                 scale_rows(at, w, part_of(p.gamma, m, w), v);
             }
-            UNROLL for (int r = 0; r < TEAM::ROWS; r++) v[r] *= at_x.slope[r];
+            UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) v[r] *= at_x.slope[r];
             copy_rows(at_x.a, out);
         }
     }
     const bool skip = chain.step == DPCR_RESIDUAL || chain.skip;
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
-        z[r] = skip ? fused(scale, out[r], z[r]) : scale * out[r];
-        q[r] = skip ? fused(scale, v[r], q[r]) : scale * v[r];
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
+        const T next = skip ? fused(scale, out[r], z[r]) : scale * out[r];
+        const T moved = skip ? fused(scale, v[r], q[r]) : scale * v[r];
+        z[r] = live ? next : z[r];
+        q[r] = live ? moved : q[r];
     }
 }
 
@@ -370,9 +374,9 @@ __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_pa
         branch_values<T, TEAM::ROWS> v;
         T gu[TEAM::ROWS], gv[TEAM::ROWS];
         branch_forward(at, chain, p, z, &v);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) gv[r] = scale * g[r];
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) gv[r] = scale * g[r];
         times_transposed(at, p.W2, w, h, gv, gu);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) gu[r] *= v.slope[r];
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) gu[r] *= v.slope[r];
         times_transposed(at, p.W1, h, w, gu, gy);
         if (saved) {
             store_rows(at, w, gv, saved);
@@ -388,14 +392,15 @@ __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_pa
             scale_rows(at, w, p.gamma, gy);
             project(at, chain, v.xhat, v.rstd, gy);
         }
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] = live ? g[r] + gy[r] : g[r];
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) g[r] = live ? g[r] + gy[r] : g[r];
         return;
     }
     if (is_plain(chain)) {
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) gy[r] = g[r] * slope_of_value(chain.activation, after[r]);
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) gy[r] =
+            g[r] * slope_of_value(chain.activation, after[r]);
         if (saved) store_rows(at, w, gy, saved);
         times_transposed(at, p.W1, w, w, gy, gy);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) g[r] = live ? gy[r] : g[r];
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) g[r] = live ? gy[r] : g[r];
         return;
     }
     const int M = (int)chain.layers, piece = (int)saved_pieces(chain) * w;
@@ -410,11 +415,11 @@ __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_pa
         store_rows(at, w, v.a, row + w);
         store_rows(at, w, v.slope, row + 2 * w);
         T rstd[TEAM::ROWS];
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) rstd[r] = v.rstd;
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) rstd[r] = v.rstd;
         if (norm) store_rows(at, w, v.xhat, row + 4 * w);
         if (norm) store_rows(at, w, rstd, row + 5 * w);
     }
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) ga[r] = scale * g[r];
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) ga[r] = scale * g[r];
     for (int m = M - 1; m >= 0; m--) {
         T *row = saved + m * piece, rstd[TEAM::ROWS];
         if (m < M - 1) {
@@ -423,7 +428,7 @@ __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_pa
             if (norm) load_rows(at, w, saved ? row + 5 * w : NULL, rstd);
             v.rstd = norm ? rstd[0] : T(0);
         }
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) gy[r] = ga[r] * v.slope[r];
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) gy[r] = ga[r] * v.slope[r];
         if (saved && norm) store_rows(at, w, gy, row + 3 * w);
         if (norm) {
             scale_rows(at, w, part_of(p.gamma, m, w), gy);
@@ -432,7 +437,7 @@ __device__ void step_back(const TEAM &at, const dpcr_chain &chain, const step_pa
         if (saved) store_rows(at, w, gy, row);
         times_transposed(at, matrix_of(p.W1, m, w), w, w, gy, ga);
     }
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
         const T next = chain.skip ? g[r] + ga[r] : ga[r];
         g[r] = live ? next : g[r];
     }

@@ -7,6 +7,7 @@
  *   LANES 4, ROWS 1           the same by four neighbours, with the same bits: where there are few
  *   LANES 8, 16, 32, ROWS 1   neighbours in a warp; they meet by shuffles
  *   LANES 256, ROWS 4         a block, vectors of up to 1024; they meet in shared memory
+ *   LANES 256, ROWS 16        the same, vectors of up to 4096
  *
  * Which one works on a chain follows from its widths alone, so that every pass over it has the same bits.
  *
@@ -18,29 +19,41 @@
 
 #include "pcr/cuda/run.cuh"
 
-static constexpr int TEAM_WARP = 32, BLOCK_LANES = 256, BLOCK_ROWS = 4, BLOCK_WARPS = BLOCK_LANES / TEAM_WARP;
+static constexpr int TEAM_WARP = 32, BLOCK_LANES = 256, BLOCK_ROWS = 4, WIDE_ROWS = 16,
+                     BLOCK_WARPS = BLOCK_LANES / TEAM_WARP;
 
 static constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <class T_, int LANES_, int ROWS_> struct team {
     typedef T_ T;
     static constexpr int LANES = LANES_, ROWS = ROWS_, N = LANES_ * ROWS_;
-    static constexpr bool BLOCK = LANES_ == BLOCK_LANES;
+    static constexpr bool BLOCK = LANES_ == BLOCK_LANES, WIDE = ROWS_ == WIDE_ROWS;
+    /* Rows of WIDE vectors are looped over, so these lie in the thread's local memory, in the first-level cache: as
+     * registers they would not fit, and a step reads at least their square of weights. */
+    static constexpr int AT_ONCE = WIDE ? 1 : ROWS_;
     /* Elements of 16 bytes, and a row's stride in shared memory: an odd number of them, so that eight rows lie in
      * different banks. */
     static constexpr int PACK = 16 / sizeof(T_), STRIDE = N == 4 ? N : N + PACK;
     int lane;
-    T_ *exchange; /* a block's: 2 N numbers in shared memory */
+    T_ *exchange; /* a block's: two vectors in shared memory, one behind the other */
+    int room;     /* of either; read where a team is WIDE, for others it is N */
 };
 
-template <class TEAM> __device__ TEAM this_team(typename TEAM::T *exchange) {
-    return {(int)threadIdx.x % TEAM::LANES, exchange};
+template <class TEAM> __device__ TEAM this_team(typename TEAM::T *exchange, int room = TEAM::N) {
+    return {(int)threadIdx.x % TEAM::LANES, exchange, room};
+}
+
+/* The second of the two vectors. */
+template <class TEAM> __device__ typename TEAM::T *outcome_of(const TEAM &at) {
+    return at.exchange + (TEAM::WIDE ? at.room : TEAM::N);
 }
 
 /* Whether it holds for any team of the warp, which goes on together. */
 template <class TEAM> __device__ bool any_team(bool value) {
     return TEAM::BLOCK ? value : __any_sync(kAllLanes, value) != 0;
 }
+
+#define UNROLL_ROWS UNROLL_BY(TEAM::AT_ONCE)
 
 template <class TEAM> __device__ int row_of(const TEAM &at, int r) {
     return at.lane + r * TEAM::LANES;
@@ -49,7 +62,7 @@ template <class TEAM> __device__ int row_of(const TEAM &at, int r) {
 template <class TEAM>
 __device__ void load_rows(const TEAM &at, int n, const typename TEAM::T *from,
                           typename TEAM::T (&x)[TEAM::ROWS]) {
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
         const int row = row_of(at, r);
         x[r] = from && row < n ? from[row] : 0;
     }
@@ -58,11 +71,11 @@ __device__ void load_rows(const TEAM &at, int n, const typename TEAM::T *from,
 template <class TEAM>
 __device__ void store_rows(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS],
                            typename TEAM::T *to) {
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) if (row_of(at, r) < n) to[row_of(at, r)] = x[r];
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) if (row_of(at, r) < n) to[row_of(at, r)] = x[r];
 }
 
 template <class T, int ROWS> __device__ void copy_rows(const T (&from)[ROWS], T (&to)[ROWS]) {
-    UNROLL for (int r = 0; r < ROWS; r++) to[r] = from[r];
+    UNROLL_BY(ROWS == WIDE_ROWS ? 1 : ROWS) for (int r = 0; r < ROWS; r++) to[r] = from[r];
 }
 
 /* ---- sums and maxima over a vector, the same in all threads ----------------------------------- */
@@ -88,8 +101,9 @@ __device__ typename TEAM::T sum_rows(const TEAM &at, int n, const typename TEAM:
                                      const typename TEAM::T (&y)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     T product[TEAM::ROWS];
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) product[r] = row_of(at, r) < n ? x[r] * y[r] : T(0);
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) product[r] = row_of(at, r) < n ? x[r] * y[r] : T(0);
     if constexpr (TEAM::ROWS == 4) product[0] = (product[0] + product[2]) + (product[1] + product[3]);
+    for (int r = 1; r < TEAM::ROWS && TEAM::WIDE; r++) product[0] += product[r];
     return reduce_lanes(at, product[0], [](T a, T b) { return a + b; });
 }
 
@@ -98,7 +112,7 @@ template <class TEAM>
 __device__ double norm_rows(const TEAM &at, int n, const typename TEAM::T (&x)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     T most = 0; /* NaN counts as more than all numbers, but for inf */
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
         const T size = row_of(at, r) < n ? (x[r] < 0 ? -x[r] : x[r]) : 0;
         most = size > most || (size != size && most < T(INFINITY)) ? size : most;
     }
@@ -165,7 +179,7 @@ __device__ void block_times(const TEAM &at, const weights<typename TEAM::T> &W, 
                             const typename TEAM::T (&x)[TEAM::ROWS], typename TEAM::T (&y)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
     enum { AT_ONCE = 4 };
-    T *in = at.exchange, *out = at.exchange + TEAM::N;
+    T *in = at.exchange, *out = outcome_of(at);
     const int lane = at.lane % TEAM_WARP, warp = at.lane / TEAM_WARP;
     store_rows(at, n_in, x, in);
     __syncthreads(); /* in is complete, and nobody still reads out */
@@ -180,7 +194,7 @@ __device__ void block_times(const TEAM &at, const weights<typename TEAM::T> &W, 
         }
     }
     __syncthreads(); /* out is complete, and nobody still reads in */
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) y[r] = row_of(at, r) < n_out ? out[row_of(at, r)] : 0;
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) y[r] = row_of(at, r) < n_out ? out[row_of(at, r)] : 0;
 }
 
 /* y = W^T x by a block: a thread a column; where there are more threads, they share its rows. */
@@ -189,13 +203,13 @@ __device__ void block_times_transposed(const TEAM &at, const weights<typename TE
                                        int n_in, const typename TEAM::T (&x)[TEAM::ROWS],
                                        typename TEAM::T (&y)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
-    T *in = at.exchange, *out = at.exchange + TEAM::N;
+    T *in = at.exchange, *out = outcome_of(at);
     int columns = TEAM_WARP;
     while (columns < n_in && columns < BLOCK_LANES) columns *= 2;
     const int shares = BLOCK_LANES / columns, share = at.lane / columns;
     store_rows(at, n_out, x, in);
     __syncthreads(); /* in is complete, and nobody still reads out */
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
         const int c = at.lane % columns + r * BLOCK_LANES;
         T sum[2] = {};
         int i = share;
@@ -206,10 +220,25 @@ __device__ void block_times_transposed(const TEAM &at, const weights<typename TE
         if (c < n_in || r == 0) out[at.lane + r * BLOCK_LANES] = sum[0] + sum[1];
     }
     __syncthreads(); /* out is complete, and nobody still reads in */
-    UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+    UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
         y[r] = 0;
         for (int s = 0; s < shares && row_of(at, r) < n_in; s++) y[r] += out[row_of(at, r) + s * columns];
     }
+}
+
+/* Of WIDE vectors these are called, not copied to where they are needed: ptxas would take minutes. */
+template <class TEAM>
+__device__ NOT_INLINED void wide_times(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
+                                       const typename TEAM::T (&x)[TEAM::ROWS],
+                                       typename TEAM::T (&y)[TEAM::ROWS]) {
+    block_times(at, W, n_out, n_in, x, y);
+}
+
+template <class TEAM>
+__device__ NOT_INLINED void wide_times_transposed(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
+                                                  const typename TEAM::T (&x)[TEAM::ROWS],
+                                                  typename TEAM::T (&y)[TEAM::ROWS]) {
+    block_times_transposed(at, W, n_out, n_in, x, y);
 }
 
 /* y = W x + b */
@@ -220,12 +249,15 @@ __device__ void times(const TEAM &at, const weights<typename TEAM::T> &W, int n_
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];
-        block_times(at, W, n_out, n_in, x, product);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) y[r] = product[r] + b[r];
+        if constexpr (TEAM::WIDE)
+            wide_times(at, W, n_out, n_in, x, product);
+        else
+            block_times(at, W, n_out, n_in, x, product);
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) y[r] = product[r] + b[r];
     } else {
         T all[TEAM::N], row[TEAM::N];
         gather<TEAM>(n_in, x, all);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
             y[r] = 0;
             if (row_of(at, r) >= n_out) continue;
             load_matrix_row<TEAM>(W, row_of(at, r), n_in, row);
@@ -241,12 +273,15 @@ __device__ void times_transposed(const TEAM &at, const weights<typename TEAM::T>
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];
-        block_times_transposed(at, W, n_out, n_in, x, product);
+        if constexpr (TEAM::WIDE)
+            wide_times_transposed(at, W, n_out, n_in, x, product);
+        else
+            block_times_transposed(at, W, n_out, n_in, x, product);
         copy_rows(product, y);
     } else {
         T all[TEAM::N], column[TEAM::N];
         gather<TEAM>(n_out, x, all);
-        UNROLL for (int r = 0; r < TEAM::ROWS; r++) {
+        UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
             y[r] = 0;
             if (row_of(at, r) >= n_in) continue;
             UNROLL for (int i = 0; i < TEAM::N; i++) column[i] =

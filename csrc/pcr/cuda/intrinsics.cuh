@@ -23,6 +23,9 @@
 
 /* Before a loop whose arrays are to live in registers. */
 #define UNROLL _Pragma("unroll")
+/* The same for `count` turns at a time, a constant of any kind; 1: the loop stays one. */
+#define UNROLL_BY(count) DPCR_PRAGMA(unroll(count))
+#define DPCR_PRAGMA(text) _Pragma(#text)
 
 /* Of a function: called, wherever it is used. */
 #define NOT_INLINED __noinline__

@@ -83,6 +83,13 @@ static void *cuda_stream(mode m) {
     return cuda_on_host_stream((uint64_t)m);
 }
 
+/* In two modes of three, so that the kernels and the products are held to the same bits. */
+static const struct dpcr_cuda_blas *cuda_blas(mode m) {
+    static struct dpcr_cuda_blas blas[MODES];
+    blas[m] = (struct dpcr_cuda_blas){cuda_stream(m), cuda_on_host_sgemm(), cuda_on_host_dgemm(), true};
+    return m == MODE_ALONE ? NULL : &blas[m];
+}
+
 static void fill(backend *list) {
     list[0] = (backend){
         .name = "cuda on host",
@@ -93,6 +100,7 @@ static void fill(backend *list) {
         .to_host = cuda_on_host_copy,
         .fence = cuda_on_host_fence,
         .stream = cuda_stream,
+        .blas = cuda_blas,
     };
 }
 #elif defined DPCR_TEST_CUDA
@@ -113,6 +121,13 @@ static void fill(backend *list) {
         .fence = device_memory_fence,
         .stream = device_memory_stream,
     };
+}
+#elif defined __SANITIZE_THREAD__
+/* Which tasks run beside which is the same on every level. */
+enum { BACKENDS = 1 };
+
+static void fill(backend *list) {
+    list[0] = cpu_backend("cpu generic", DPCR_GENERIC);
 }
 #else
 enum { BACKENDS = DPCR_CPU_LEVELS };
@@ -149,6 +164,7 @@ const char *mode_name(mode m) {
 dpcr_exec backend_exec(const backend *at, mode m) {
     dpcr_exec exec = {.device = at->device, .threads = 1};
     exec.stream = at->stream != NULL ? at->stream(m) : NULL;
+    exec.blas = at->blas != NULL ? at->blas(m) : NULL;
     if (m == MODE_SHUFFLED) {
         exec.parallel_for = shuffled_for;
     } else if (m == MODE_POOL) {

@@ -30,6 +30,7 @@ typedef struct backend {
     void (*fence)(void *data, size_t bytes,
                   bool closed); /* closed: reading or writing there is an error that a sanitizer reports */
     void *(*stream)(mode m);    /* exec.stream of a mode; NULL: none */
+    const struct dpcr_cuda_blas *(*blas)(mode m); /* exec.blas of a mode; NULL: none */
 } backend;
 
 /* The list; the first call prints what is skipped. */

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WIDEST = 128, MOST_LAYERS = 4 };
+enum { WIDEST = 4096, MOST_LAYERS = 4 };
 
 /* value as rounding might have left it, where the terms summed up to magnitude in absolute value */
 static double rounded(noise *n, double value, double magnitude) {
@@ -223,7 +223,8 @@ static int64_t step_elements(const dpcr_chain *c, int which) {
 static void layer_backward(const dpcr_chain *c, int64_t at, const double *a, const step *s, double *g,
                            slots *to, noise *n) {
     const double *W = parameter(c, DPCR_W1, at, c->w * c->w);
-    double normed[WIDEST], inner[WIDEST] = {0};
+    double normed[WIDEST], inner[WIDEST];
+    memset(inner, 0, (size_t)c->w * sizeof(double));
     for (int64_t i = 0; i < c->w; i++) {
         const double slope = reference_slope(c->activation, c->activation_parameter, s->before[i]);
         normed[i] = g[i] * rounded(n, slope, 4 * (1 + fabs(slope)));
@@ -354,7 +355,7 @@ void reference_propagate(const dpcr_chain *c, int64_t first, int64_t last, const
                 const double own = added[b * c->w + i];
                 next[i] = rounded(n, next[i] + own, fabs(next[i]) + fabs(own));
             }
-            memcpy(z, next, sizeof z);
+            memcpy(z, next, (size_t)c->w * sizeof(double));
             if (states) memcpy(states + ((l - first) * c->B + b) * c->w, z, (size_t)c->w * sizeof(double));
         }
         memcpy(ends + b * c->w, z, (size_t)c->w * sizeof(double));
@@ -366,8 +367,8 @@ void reference_tangents(const dpcr_chain *c, int64_t first, int64_t last, const 
                         const double *states, double *tangents, noise *n) {
     for (int64_t b = 0; b < c->B; b++)
         for (int64_t i = 0; i < c->w; i++) {
-            double g[WIDEST] = {0}, gz[WIDEST];
-            g[i] = 1;
+            double g[WIDEST], gz[WIDEST];
+            for (int64_t j = 0; j < c->w; j++) g[j] = j == i;
             for (int64_t l = last - 1; l >= first; l--) {
                 const double *z =
                     l > first ? states + ((l - 1 - first) * c->B + b) * c->w : starts + b * c->w;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The table in three parts: every kind of chain, from contracting to chaotic, with every structure and
- * refresh on drawn shapes; every batch with every width; every length with every number of segments.
+ * The table in four parts: every kind of chain, from contracting to chaotic, with dense, identity and zero P and
+ * every refresh on drawn shapes; every batch with every width; every length with every number of segments; every
+ * kind with diagonal and scalar P.
  */
 #include "newton_rows.h"
 
@@ -171,10 +172,22 @@ static void add_shapes(table *t) {
     }
 }
 
+/* Those of them that all rows above leave out; small ones. */
+static void add_structures(table *t) {
+    for (int64_t k = 0; k < COUNT(kinds) * 3; k++) {
+        newton_row row = draw_options(t, &kinds[k / 3]);
+        row.structure = k % 3 == 2 ? DPCR_P_SCALAR : DPCR_P_DIAGONAL;
+        row.refresh = k % 3 == 1 ? DPCR_ALWAYS : DPCR_ADAPTIVE;
+        row.chain.L = row.chain.B = row.chain.w = row.S = -1;
+        add(t, row, COST / 2);
+    }
+}
+
 newton_row *newton_rows(int *count) {
     table t = {.row = allocate(CAPACITY * sizeof(newton_row)), .random = {4}};
     add_kinds(&t);
     add_shapes(&t);
+    add_structures(&t);
     *count = t.count;
     check_context("the table of Newton's method");
     CHECK(t.count < CAPACITY, "rows were dropped");
@@ -192,7 +205,7 @@ dpcr_newton newton_options(const newton_row *row, dpcr_dtype dtype) {
 }
 
 void newton_row_text(const newton_row *row, char *text, size_t size) {
-    static const char *const structures[] = {"dense", "identity", "zero"};
+    static const char *const structures[] = {"dense", "identity", "zero", "diagonal", "scalar"};
     static const char *const refreshes[] = {"adaptive", "always"};
     static const char *const guesses[] = {"", ", exact guess", ", near guess", ", far guess", ", NaN guess"};
     const int at = snprintf(text, size, "S=%d %s %s%s rtol x%g max_sweeps %d%s, ", (int)row->S,

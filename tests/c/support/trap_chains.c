@@ -44,7 +44,9 @@ chain_case trap_hourglass(dpcr_activation activation, int64_t L, int64_t B, int6
 
 dpcr_newton trap_options(dpcr_dtype dtype, int way) {
     dpcr_newton newton = dpcr_newton_default(dtype);
-    newton.structure = way == 2 ? DPCR_P_ZERO : way == 3 ? DPCR_P_IDENTITY : DPCR_P_DENSE;
+    static const dpcr_structure structures[TRAP_WAYS] = {DPCR_P_DENSE,    DPCR_P_DENSE,    DPCR_P_ZERO,
+                                                         DPCR_P_IDENTITY, DPCR_P_DIAGONAL, DPCR_P_SCALAR};
+    newton.structure = structures[way];
     newton.refresh = way == 1 ? DPCR_ALWAYS : DPCR_ADAPTIVE;
     return newton;
 }

@@ -16,6 +16,7 @@
 #define NOT_INLINED __attribute__((noinline))
 
 #define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_BY(count) _Pragma("GCC unroll 4")
 
 inline float fused(float a, float b, float c) {
     return __builtin_fmaf(a, b, c);
