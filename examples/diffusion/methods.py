@@ -8,6 +8,7 @@ it into METHODS: the table and the pictures read the registry.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import loops
 import torch
@@ -18,7 +19,6 @@ import torch_deeppcr as dpcr
 
 TOLERANCE = 1e-5
 """A coarser tolerance than the operator's 8 eps, of which the table has a row."""
-MOST_SWEEPS = 200
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,17 @@ class Chain:
 
 @dataclass(frozen=True)
 class Draw:
-    """latents (B, w), and the noise of all steps (L, B, w), or None; where it comes from, for
-    methods that draw it themselves."""
+    """latents (B, w), and the noise of all steps (L, B, w), or None where the sampler has none."""
 
     latents: Tensor
     noise: Tensor | None
-    seed: int
     state: Tensor
+    """Of the generator when the latents had been drawn: for methods that draw the noise."""
 
     def generator(self) -> torch.Generator:
-        """As it was when the latents had been drawn."""
         generator = torch.Generator()
         generator.set_state(self.state)
         return generator
-
-    def first(self, samples: int) -> Draw:
-        """Fewer of them; what draws its own noise would draw other."""
-        noise = None if self.noise is None else self.noise[:, :samples]
-        return Draw(self.latents[:samples], noise, self.seed, self.state)
 
 
 @dataclass(frozen=True)
@@ -70,9 +63,9 @@ class Outcome:
     """
 
     samples: Tensor
-    sweeps: float | None
-    calls: float
-    rows: float
+    sweeps: int | None
+    calls: int
+    rows: int
     converged: bool = True
     why: str = ""
 
@@ -82,10 +75,8 @@ class Method:
 
     name: str
     title: str
-    colour = "#000000"
     compiles = False
-    draws = False
-    """Whether it draws its noise itself."""
+    """Whether it needs a C++ compiler, which a machine may lack."""
 
     def __init__(self, name: str, title: str) -> None:
         self.name, self.title = name, title
@@ -118,79 +109,61 @@ class Precise(Method):
 
 
 class Best(Method):
-    """For one sample: another batch is another graph to compile."""
+    """Compiled for one sample; another batch would be another graph, and runs as it is."""
 
     compiles = True
 
-    def __init__(self, name: str, title: str) -> None:
-        super().__init__(name, title)
-        self.made: dict[tuple[int, bool], loops.Best] = {}
-
-    def takes(self, chain: Chain, batch: int) -> bool:
-        return batch == 1
-
     def sample(self, chain: Chain, draw: Draw) -> Outcome:
-        key = (id(chain.model), draw.noise is None)
-        if key not in self.made:
-            self.made[key] = loops.Best(chain.model, compiled=True)
-        return walked(chain, self.made[key](chain.schedule, draw.latents, draw.noise))
+        best = loops.Best(chain.model, compiled=len(draw.latents) == 1)
+        return walked(chain, best(chain.schedule, draw.latents, draw.noise))
 
 
 class Native(Method):
-    """`dpcr.nn.Denoiser.denoise`: the loop as one operator; parallel=True: every step a segment."""
+    """`dpcr.nn.Denoiser.denoise`: the loop as one operator; with a jacobian every step is a
+    segment, which is DeepPCR."""
 
-    def __init__(self, name: str, title: str, parallel: bool, **solver: object) -> None:
+    def __init__(self, name: str, title: str, jacobian: str | None = None, **solver: Any) -> None:
         super().__init__(name, title)
-        self.parallel, self.solver = parallel, solver
+        self.jacobian, self.solver = jacobian, solver
 
     def takes(self, chain: Chain, batch: int) -> bool:
-        """Not batches of wide dense Jacobians: 64 more rows a step, for minutes."""
-        dense = self.solver.get("jacobian") == "dense"
-        return not (dense and batch > 1 and chain.space.width > 16)
+        """Not batches of wide Jacobians: a row more for each column."""
+        return batch == 1 or self.jacobian != "dense" or chain.space.width <= 16
 
-    def options(self, chain: Chain) -> dict[str, object]:
-        if not self.parallel:
+    def options(self, chain: Chain) -> dict[str, Any]:
+        if self.jacobian is None:
             return {}
-        return {"segments": chain.length, "max_sweeps": MOST_SWEEPS, **self.solver}
+        return {"segments": chain.length, "jacobian": self.jacobian, **self.solver}
 
     def sample(self, chain: Chain, draw: Draw) -> Outcome:
         samples, info = chain.model.denoise(
             draw.latents, chain.schedule, draw.noise, return_info=True, **self.options(chain)
         )
-        if not self.parallel:
+        if self.jacobian is None:
             return walked(chain, samples, info.why)
-        columns = {"dense": chain.space.width, "diagonal": chain.space.width}
-        rows = info.sweeps + info.tangent_sweeps * columns.get(str(self.solver["jacobian"]), 0)
-        return Outcome(
-            samples,
-            info.sweeps.double().median().item(),
-            info.sweeps.max().item(),
-            rows.sum().item() * chain.length,
-            bool((info.status == 0).all()),
-            info.why,
-        )
+        columns = chain.space.width if self.jacobian in ("dense", "diagonal") else 0
+        rows = chain.length * (info.sweeps + columns * info.tangent_sweeps).sum().item()
+        sweeps, done = int(info.sweeps.max()), bool((info.status == 0).all())
+        return Outcome(samples, sweeps, sweeps if done else sweeps + chain.length, int(rows), done)
 
 
 class Sample(Method):
-    """`dpcr.sample`, which takes any network: here the same one, as any module."""
+    """`dpcr.sample`, which takes any network; without options it knows this one's operator."""
 
-    draws = True
-
-    def __init__(self, name: str, title: str, **options: object) -> None:
+    def __init__(self, name: str, title: str, jacobian: str | None = None) -> None:
         super().__init__(name, title)
-        self.options = options
+        self.jacobian = jacobian
+        self.options = {} if jacobian is None else {"plan": "parallel", "jacobian": jacobian}
 
     def takes(self, chain: Chain, batch: int) -> bool:
-        dense = self.options.get("jacobian") == "dense"
-        return not (dense and batch > 1 and chain.space.width > 16)
+        return batch == 1 or self.jacobian != "dense"
 
     def sample(self, chain: Chain, draw: Draw) -> Outcome:
-        generator = draw.generator()
         samples, info = dpcr.sample(
             chain.model,
             chain.schedule,
             draw.latents,
-            generator=generator,
+            generator=draw.generator(),
             return_info=True,
             **self.options,
         )
@@ -203,8 +176,12 @@ def walked(chain: Chain, samples: Tensor, why: str = "") -> Outcome:
 
 
 LOOP = Loop("loop", "PyTorch's loop")
-AUTO = Native("auto", "native, auto plan (S = 1)", parallel=False)
-PAPER = {"parallel": True, "jacobian": "dense", "refresh": "always"}
+AUTO = Native("auto", "native, auto plan (S = 1)")
+PAPER = Native("paper", "native S = L, dense (the paper's)", "dense", refresh="always")
+COARSE = Native(
+    "coarse", f"the same to rtol {TOLERANCE:.0e}", "dense", refresh="always", rtol=TOLERANCE
+)
+DIAGONAL = Sample("diagonal-any", "any model, diagonal", "diagonal")
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -214,12 +191,14 @@ METHODS: dict[str, Method] = {
         Best("best", f"PyTorch's best loop ({loops.GROUP} steps compiled)"),
         AUTO,
         Sample("sample", "dpcr.sample, auto plan"),
-        Native("paper", "native S = L, dense (the paper's)", **PAPER),
-        Native("coarse", f"the same, rtol {TOLERANCE:.0e}", **PAPER, rtol=TOLERANCE),
-        Native("identity", "native S = L, identity", parallel=True, jacobian="identity"),
-        Sample("dense-any", "any model, dense", plan="parallel", jacobian="dense"),
-        Sample("diagonal-any", "any model, diagonal", plan="parallel", jacobian="diagonal"),
-        Sample("scalar-any", "any model, scalar", plan="parallel", jacobian="scalar"),
-        Sample("identity-any", "any model, identity", plan="parallel", jacobian="identity"),
+        PAPER,
+        COARSE,
+        Native("diagonal", "native S = L, diagonal", "diagonal"),
+        Native("scalar", "native S = L, scalar", "scalar"),
+        Native("identity", "native S = L, identity", "identity"),
+        Sample("dense-any", "any model, dense", "dense"),
+        DIAGONAL,
+        Sample("scalar-any", "any model, scalar", "scalar"),
+        Sample("identity-any", "any model, identity", "identity"),
     )
 }

@@ -55,9 +55,7 @@ def draw_noise(schedule: dpcr.Schedule, latents: Tensor, generator: torch.Genera
     assert schedule.draws is not None
     return torch.stack(
         [
-            torch.randn(latents.shape, generator=generator)
-            if wanted
-            else torch.zeros_like(latents)
+            torch.randn(latents.shape, generator=generator) if wanted else torch.zeros_like(latents)
             for wanted in schedule.draws.tolist()
         ]
     )

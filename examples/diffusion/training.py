@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import torch_deeppcr as dpcr
 
 BATCH = 256
+LR = 3e-3
 AVERAGED = 0.999
 """The average that samples are drawn with keeps this share of itself in a training step."""
 
@@ -43,7 +44,8 @@ def train(
     data: Tensor,
     steps: int,
     seed: int,
-    lr: float = 2e-3,
+    batch: int = BATCH,
+    lr: float = LR,
     tell: Callable[[int, float], object] = lambda step, loss: None,
 ) -> Trained:
     """model(x (R, ...), t (R)) learns the noise in x; data (N, ...).  In place, and averaged."""
@@ -56,7 +58,7 @@ def train(
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = lr * rate(step, steps)
-        loss = noise_loss(model, data, shares, random)
+        loss = noise_loss(model, minibatch(data, batch, random), shares, random)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -71,11 +73,15 @@ def train(
     return Trained(model.eval(), time.perf_counter() - begin, sum(last) / len(last))
 
 
-def noise_loss(model: nn.Module, data: Tensor, shares: Tensor, random: torch.Generator) -> Tensor:
-    clean = data[torch.randint(len(data), (BATCH,), generator=random)]
-    t = torch.randint(TIMES, (BATCH,), generator=random)
+def minibatch(data: Tensor, size: int, random: torch.Generator) -> Tensor:
+    return data[torch.randint(len(data), (size,), generator=random)]
+
+
+def noise_loss(model: nn.Module, clean: Tensor, shares: Tensor, random: torch.Generator) -> Tensor:
+    """At random times; clean (R, ...), shares are all bar_t."""
+    t = torch.randint(TIMES, clean.shape[:1], generator=random)
     noise = torch.randn(clean.shape, generator=random)
-    bar = shares[t].view(-1, *[1] * (data.dim() - 1))
+    bar = shares[t].view(-1, *[1] * (clean.dim() - 1))
     out = model(bar.sqrt() * clean + (1 - bar).sqrt() * noise, t)
     return nn.functional.mse_loss(out, noise)
 
@@ -108,3 +114,29 @@ def load(model: nn.Module, options: dict[str, Any], path: Path) -> Trained | Non
         return Trained(model.eval(), saved["seconds"], saved["loss"], loaded=True)
     except Exception:  # a damaged file is as good as none
         return None
+
+
+def trained(
+    model: nn.Module,
+    data: Tensor,
+    options: dict[str, Any],
+    path: Path,
+    tell: Callable[[str], object],
+    *,
+    name: str,
+    batch: int = BATCH,
+) -> Trained:
+    """The model as `options` say ("train", "seed"): from the file, or trained and saved there."""
+    kept = load(model, {**options, "batch": batch, "lr": LR}, path)
+    if kept is not None:
+        tell(f"{name}: trained before, {path}")
+        return kept
+    steps, every = options["train"], max(1, options["train"] // 4)
+
+    def progress(step: int, loss: float) -> None:
+        if step % every == 0 or step == steps:
+            tell(f"{name}: training step {step} of {steps}, loss {loss:.3f}")
+
+    made = train(model, data, steps, options["seed"], batch, tell=progress)
+    save(made, {**options, "batch": batch, "lr": LR}, path)
+    return made
