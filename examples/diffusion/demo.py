@@ -23,6 +23,7 @@ from data import DataError, Space, digits, spaces
 from measure import ChainResult, draw, measure
 from methods import Chain
 from options import Options, parse
+from picture import SHOWN, Block, draw_curves, draw_grid
 from promises import promises
 from quality import Judge
 from schedules import SAMPLERS
@@ -67,8 +68,6 @@ def pictures(
     images: Tensor,
     options: Options,
 ) -> list[str]:
-    from picture import SHOWN, Block, draw_curves, draw_grid
-
     blocks = [
         Block(
             each.chain.name,
