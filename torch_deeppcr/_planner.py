@@ -54,6 +54,8 @@ WORK = (2**24, 2**23)
 #: weight that one multiprocessor, which a sample has to itself, reads as fast.
 CUDA_WORK = (2**22, 2**22)
 CUDA_WIDEST = 2**18
+#: elements of a vector, w or h: operators refuse more.
+CUDA_WIDEST_VECTOR = 4096
 #: elements of a weight: the most that are worth stacking anew in every call (w = 64 gains 1.2 to
 #: 3.5 times, w = 128 loses up to 2.6 times),
 WIDEST_PACKED = 2**13
@@ -155,13 +157,14 @@ def cuda_segments(table: tuple[CudaRow, ...], length: int, batch: int, width: in
     return 1
 
 
-def cuda_choice(length: int, batch: int, width: int, dense: bool = True) -> Choice:
+def cuda_choice(length: int, batch: int, width: int, measured: bool = True) -> Choice:
     """For a chain.  The sentence has no sizes of the input: `torch.compile` keeps those open.
 
-    dense: P is the product of Jacobians; what other structures gain has not been measured.
+    measured: the kind of steps is one that the table is for, and P the product of Jacobians; what
+    steps with shared weights, or other structures, gain has not been measured.
     """
-    segments = cuda_segments(CUDA_CHAINS, length, batch, width) if dense else 1
-    back = cuda_segments(CUDA_BACK, length, batch, width) if dense else 1
+    segments = cuda_segments(CUDA_CHAINS, length, batch, width) if measured else 1
+    back = cuda_segments(CUDA_BACK, length, batch, width) if measured else 1
     if segments == 1:
         why = "segments=1: CUDA, a chain that one pass is done with before a few sweeps would be"
         return Choice(1, None, why, back)

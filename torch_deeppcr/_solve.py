@@ -65,7 +65,7 @@ def run(
         state = state.flatten(0, -2) if outer else state.unsqueeze(0)
 
     structure = call.solver.structure(kind.has_skip(*step), state.shape[1])
-    problem, choice = _choose(call, structure, length, state, parameters)
+    problem, choice = _choose(kind, call, structure, length, state, parameters)
     options = Options(
         step,
         call.solver.raw(choice.segments, structure, choice.max_sweeps, state.dtype),
@@ -141,7 +141,12 @@ def _check_guess(guess: object, length: int, state: Tensor) -> Tensor:
 
 
 def _choose(
-    call: Call, structure: str, length: int, state: Tensor, parameters: tuple[Tensor | None, ...]
+    kind: ChainKind,
+    call: Call,
+    structure: str,
+    length: int,
+    state: Tensor,
+    parameters: tuple[Tensor | None, ...],
 ) -> tuple[Problem | None, Choice]:
     """How many segments; and for what, where the planner chose and wants to see the sweeps."""
     solver = call.solver
@@ -151,7 +156,8 @@ def _choose(
         if solver.on_unconverged != "sequential":
             return None, _WATCHED
         batch, width = state.shape
-        choice = cuda_choice(length, batch, width, dense=structure == "dense")
+        measured = structure == "dense" and all(kind.stacked)
+        choice = cuda_choice(length, batch, width, measured)
         if solver.max_sweeps is not None:
             choice = choice._replace(max_sweeps=solver.max_sweeps)
         return None, choice

@@ -110,8 +110,6 @@ dpcr_status dpcr_check_chain(dpcr_exec exec, const dpcr_chain *chain, const dpcr
     REQUIRE(chain, "chain is NULL");
     REQUIRE(plan, "plan is NULL");
     RETURN_IF(check_kinds(chain));
-    if (exec.device->chains && chain->step == DPCR_DENOISE)
-        return dpcr_fail(DPCR_UNSUPPORTED, "exec.device: DPCR_DENOISE does not run on %s", exec.device->name);
     REQUIRE(chain->L >= 0, "L is %lld, must not be negative", (long long)chain->L);
     REQUIRE(chain->B >= 0, "B is %lld, must not be negative", (long long)chain->B);
     REQUIRE(chain->w >= 0, "w is %lld, must not be negative", (long long)chain->w);

@@ -37,7 +37,7 @@ typedef enum dpcr_step {
     DPCR_RESIDUAL,
     DPCR_EULER,
     DPCR_LAYERS,
-    DPCR_DENOISE, /* CPU only */
+    DPCR_DENOISE,
     DPCR_STEPS
 } dpcr_step;
 

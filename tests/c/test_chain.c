@@ -72,7 +72,7 @@ static void check_row(const chain_row *row, dpcr_dtype dtype) {
     check_context("%s, %s", text, number_name(dtype));
     CHECK(usable, "no seed keeps off the steps of this activation: make the row smaller");
     for (int d = 0; d < devices && usable; d++) {
-        if (!chain_runs(&c.chain, &list[d])) continue;
+        if (!list[d].device) continue;
         check_context("%s, %s, %s", text, number_name(dtype), list[d].name);
         check_on(&c, &list[d], &answer);
     }

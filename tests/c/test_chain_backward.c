@@ -115,7 +115,7 @@ static void check_row(const chain_row *row, dpcr_dtype dtype, bool end, bool eve
     check_context("%s, %s%s%s", text, number_name(dtype), end ? ", gz" : "", every ? ", gstates" : "");
     if (!draw(row, dtype, end, every, &c, &in, &answer)) return;
     for (int d = 0; d < devices; d++) {
-        if (!chain_runs(&c.chain, &list[d])) continue;
+        if (!list[d].device) continue;
         check_context("%s, %s%s%s, %s", text, number_name(dtype), end ? ", gz" : "", every ? ", gstates" : "",
                       list[d].name);
         check_on(&c, &in, &answer, &list[d]);

@@ -211,7 +211,7 @@ static void check_row(chain_row row, const backend *at) {
     problem p = problem_create(row, at);
     chain_row_text(&row, text, sizeof text);
     check_context("%s, %s", text, at ? at->name : "the reference");
-    if ((!at || chain_runs(&p.c.chain, at)) && CHECK(!crosses(&p.c), "no seed keeps off the kinks")) {
+    if (CHECK(!crosses(&p.c), "no seed keeps off the kinks")) {
         check_gradients(&p);
         if (at) check_tangents(&p);
     }

@@ -154,7 +154,7 @@ static void check_row(const chain_row *row, dpcr_dtype dtype, const backend *at)
     chain_row_text(row, text, sizeof text);
     chain_case c = chain_case_create(row, dtype);
     const int64_t odd[] = {0, row->B / 2, row->B - 1};
-    for (int k = 0; k < 9 && chain_runs(&c.chain, at); k += REDUCED ? 4 : 1) {
+    for (int k = 0; k < 9; k += REDUCED ? 4 : 1) {
         check_context("%g in sample %d: %s, %s, %s", bad[k / 3], (int)odd[k % 3], text, number_name(dtype),
                       at->name);
         check_forward(&c, bad[k / 3], odd[k % 3], at);

@@ -114,7 +114,7 @@ static void check_segments(const chain_row *row, dpcr_dtype dtype, int64_t S) {
     check_context("S=%d, %s, %s", (int)S, text, number_name(dtype));
     if (!draw(row, dtype, S, &c, &starts, &answer)) return;
     for (int d = 0; d < devices; d++) {
-        if (!chain_runs(&c.chain, &list[d])) continue;
+        if (!list[d].device) continue;
         check_context("S=%d, %s, %s, %s", (int)S, text, number_name(dtype), list[d].name);
         check_starts(&c, &starts, S, &answer, &list[d]);
         forward_run whole =

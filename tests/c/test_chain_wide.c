@@ -34,6 +34,7 @@ static const wide_row rows[] = {
     {2, DPCR_ELU, 3, 2, 20, 1300, 3, DPCR_P_IDENTITY},
     {0, DPCR_TANH, 2, 1, 1025, 0, 2, DPCR_P_ZERO},
     {3 + DPCR_NORMS, DPCR_SIGMOID, 2, 1, 1060, 0, 2, DPCR_P_IDENTITY},
+    {CHAIN_FAMILIES - 1, DPCR_SILU, 3, 2, 1100, 3, 3, DPCR_P_IDENTITY},
     {1, DPCR_SILU, 3, 1, 1025, 1, 3, DPCR_P_DENSE}, /* its P_1 by 1025 columns */
 };
 
@@ -49,7 +50,7 @@ static chain_row chain_of(const wide_row *r) {
                      .gain = 0.7,
                      .seed = 31};
     chain_row_join(&row, r->family, r->h, 3);
-    row.layers = row.step == DPCR_LAYERS ? 1 : 0;
+    row.layers = row.step == DPCR_LAYERS || row.step == DPCR_DENOISE ? 1 : 0;
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (chain_row_has(&row, i)) row.present |= 1U << i;
     return row;
@@ -98,7 +99,8 @@ static void check_backward(const wide_row *r, const chain_case *c, const dpcr_ne
         for (int i = 0; i < DPCR_PARAMETERS; i++)
             if (answer.parameter[i])
                 check_close("gradient", &run.parameter[i], c->dtype, answer.parameter[i],
-                            answer.parameter_bound[i], r->L, chain_row_size(&c->row, i));
+                            answer.parameter_bound[i], chain_row_pieces(&c->row, i),
+                            chain_row_size(&c->row, i));
         if (k) check_memory(r, c, run.bytes);
         pullback_run_destroy(&run);
     }

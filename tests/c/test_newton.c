@@ -283,7 +283,7 @@ static void check_row(const newton_row *row, dpcr_dtype dtype, int turn) {
     const dpcr_newton newton = newton_options(row, dtype);
     newton_answer answer = newton_answer_create(&c, row->S, newton.rtol);
     for (int d = 0; d < devices; d++) {
-        if (!chain_runs(&c.chain, &list[d])) continue;
+        if (!list[d].device) continue;
         subject t = {.row = row, .c = &c, .answer = &answer, .at = &list[d], .newton = newton};
         check_context("%s, %s, %s", text, number_name(dtype), list[d].name);
         check_on(&t, turn + d);

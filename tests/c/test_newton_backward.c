@@ -242,7 +242,7 @@ static void check_row(const newton_row *row, dpcr_dtype dtype, int turn) {
     check_context("%s, %s", text, number_name(dtype));
     if (!draw(row, dtype, turn, &c, &t)) return;
     for (int d = 0; d < devices; d++) {
-        if (!chain_runs(&c.chain, &list[d])) continue;
+        if (!list[d].device) continue;
         t.at = &list[d];
         check_context("%s, %s%s%s, %s", text, number_name(dtype), t.end ? ", gz" : "",
                       t.every ? ", gstates" : "", list[d].name);

@@ -232,7 +232,7 @@ static void check_bad_samples(const backend *at, dpcr_dtype dtype) {
         row.norm_eps = 1e-5;
         const dpcr_newton newton = trap_options(dtype, k % TRAP_WAYS);
         chain_case c = chain_case_create(&row, dtype);
-        for (int j = 0; j < 4 && chain_runs(&c.chain, at); j++) {
+        for (int j = 0; j < 4; j++) {
             check_context("%g in one sample, step %d norm %d %s, %s, B=%d, structure %d, %s", bad[j],
                           (int)row.step, (int)row.norm, activation_name(row.activation), number_name(dtype),
                           (int)row.B, (int)newton.structure, at->name);

@@ -36,6 +36,12 @@ __global__ void THREADS(ELEMENT_THREADS)
         const int64_t l = e / ((int64_t)p.m * p.n);
         const int i = (int)(e % p.m), j = (int)(e / p.m % p.n);
         T sum = 0, *C = p.C.data + l * p.C.next + (int64_t)j * p.C.row + i;
+        if (p.alpha == 1 && p.beta == 1) { /* a sum that goes on, from the last */
+            sum = *C;
+            for (int q = p.k - 1; q >= 0; q--) sum = fused(element(p.A, l, i, q), element(p.B, l, q, j), sum);
+            *C = sum;
+            continue;
+        }
         for (int q = 0; q < p.k; q++) sum = fused(element(p.A, l, i, q), element(p.B, l, q, j), sum);
         *C = p.beta == 0 ? p.alpha * sum : p.alpha * sum + p.beta * *C;
     }

@@ -184,10 +184,13 @@ def kinds(width: int, **options: Any) -> list[Chain]:
         Chain("euler", 40, 3, width, gain=0.9, scale=0.05, **options),
         Chain("residual", 40, 3, width, width + 3, scale=0.05, norm=layer_norm, **options),
         Chain("layers", 40, 3, width, scale=0.05, norm=rms_norm, **options),
+        Chain("denoise", 40, 3, width, width + 3, activation="silu", scale=-0.05, **options),
     ]
 
 
-each_kind = pytest.mark.parametrize("index", range(4), ids=["mlp", "euler", "residual", "layers"])
+each_kind = pytest.mark.parametrize(
+    "index", range(5), ids=["mlp", "euler", "residual", "layers", "denoise"]
+)
 
 
 @each_dtype
@@ -213,17 +216,18 @@ def test_vectors_of_more_than_1024(dtype: torch.dtype, device: torch.device) -> 
         chain = Chain("residual", 4, 2, w, h, scale=0.1, norm="layer_norm")
         for segments in (1, 3):
             check_chain(chain, dtype, device, segments=segments, jacobian="identity")
-    check_chain(Chain("mlp", 3, 2, 1025, gain=0.9), dtype, device, segments=1)
+    for chain in (Chain("mlp", 3, 2, 1025, gain=0.9), Chain("denoise", 3, 2, 1025, 5, scale=0.1)):
+        check_chain(chain, dtype, device, segments=1)
 
 
 @each_dtype
-@pytest.mark.parametrize("kind", ["mlp", "residual", "layers"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "layers", "denoise"])
 def test_gradients_of_large_matrices_and_batches(
     kind: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are cuBLAS's products, in float32 whatever PyTorch's own may be."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    norm = None if kind == "mlp" else "layer_norm"
+    norm = "layer_norm" if kind in ("residual", "layers") else None
     chain = Chain(kind, 3, 16, 64, 80, scale=0.2, norm=norm)
     for segments in (1, 3):
         check_chain(chain, dtype, device, factor=100, segments=segments)
@@ -256,7 +260,7 @@ def test_chain_lengths(length: int, device: torch.device) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 31, 33, 128, 1000])
 def test_chain_batches(batch: int, device: torch.device) -> None:
-    for kind in ("mlp", "residual"):
+    for kind in ("mlp", "residual", "denoise"):
         chain = Chain(kind, 12, batch, 5, gain=0.9, scale=0.1)
         for segments in (1, 4):
             check_chain(chain, F64, device, segments=segments)
@@ -281,7 +285,7 @@ def test_chain_of_many_steps(device: torch.device) -> None:
 
 def test_empty(device: torch.device) -> None:
     for batch, width in ((0, 4), (3, 0), (0, 0)):
-        for kind in ("mlp", "residual"):
+        for kind in ("mlp", "residual", "denoise"):
             chain = Chain(kind, 3, batch, width).to(F32, device)
             for segments in (1, 3):
                 z, states, info = chain.run(segments=segments, return_states=True, return_info=True)
@@ -386,6 +390,25 @@ def test_auto_is_the_table(device: torch.device) -> None:
         assert info.plan.segments == expected.segments and info.why == expected.why
         with dpcr.sequential():
             assert_close(z, net(x), factor=1e4)
+    steps = Chain("denoise", 4096, 1, 4, 8, scale=0.001).to(F32, device)
+    assert steps.run(return_info=True)[1].plan.segments == 1  # another kind than the table's
+
+
+def test_the_loop_of_a_denoiser_is_one_operator(device: torch.device) -> None:
+    torch.manual_seed(0)
+    host = dpcr.nn.Denoiser(6, 40, dtype=F64)
+    there = copy.deepcopy(host).to(device)
+    noise = torch.linspace(0.3, 0.1, 20, dtype=F64)
+    schedule = dpcr.Schedule(
+        timesteps=torch.arange(20, 0, -1), sample=1 - noise / 4, model=-noise / 4
+    )
+    latents = torch.randn(3, 6, dtype=F64)
+    expected = dpcr.sample(host, schedule, latents)
+    found, info = dpcr.sample(there, schedule, latents.to(device), return_info=True)
+    assert "native" in info.plan.why and found.device == device
+    assert_close(found.cpu(), expected, factor=1e4)
+    parallel = there.denoise(latents.to(device), schedule, segments=20)
+    assert_close(parallel.cpu(), expected, factor=1e5)
 
 
 # ---- modules ------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -412,13 +411,3 @@ def test_bad_arguments_of_the_operator(change: dict[str, Any], message: str, met
         given = {k: v if v is None else v.to("meta") for k, v in given.items()}
     with pytest.raises((ValueError, TypeError), match=message):
         ops.denoise(*given.values(), *rest)
-
-
-def test_a_gpu_has_no_such_kernel() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("there is no GPU")
-    there = WHOLE.to(F32, "cuda")
-    with pytest.raises(NotImplementedError, match="DPCR_DENOISE does not run on cuda"):
-        there.run()
-    with dpcr.sequential():
-        assert math.isfinite(there.run().sum())

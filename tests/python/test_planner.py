@@ -307,7 +307,7 @@ def test_chains_on_cuda() -> None:
     one = _planner.cuda_choice(9, 1, 1)
     assert (one.segments, one.back, one.max_sweeps) == (1, 1, None)
     assert _planner.cuda_choice(1024, 1, 17) == one
-    assert _planner.cuda_choice(4096, 1, 4, dense=False) == one
+    assert _planner.cuda_choice(4096, 1, 4, measured=False) == one
 
 
 def test_backward_has_segments_of_its_own_where_states_are_kept() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._chain import native
+from .._planner import CUDA_WIDEST_VECTOR, native_pays
 from .._switch import sequential_wanted
 from ..nn import Denoiser
 from .job import Job
@@ -18,15 +19,24 @@ from .solve import Chain
 
 def takes(chain: Chain, latents: Tensor) -> bool:
     """Whether the operator computes this chain: a network and a schedule of its form, and a device
-    and dtype with kernels."""
+    and dtype with kernels that are as fast as its modules."""
     calls = chain.denoiser
     plain = not (calls.guided or calls.arguments or calls.shared) and len(chain.schedule) > 0
     model = calls.model
     if type(model) is not Denoiser or not plain or sequential_wanted():
         return False
     fits = model.bias_out.dtype == latents.dtype and model.bias_out.device == latents.device
-    has_kernel = latents.device.type == "cpu" and native(latents)
-    return chain.schedule.is_linear and fits and has_kernel
+    return chain.schedule.is_linear and fits and native(latents) and _pays(chain, model, latents)
+
+
+def _pays(chain: Chain, model: Denoiser, latents: Tensor) -> bool:
+    """On the CPU always.  On CUDA, where a sample has one multiprocessor to itself, within the
+    limits that `parallelize` has there; not measured."""
+    if not latents.is_cuda:
+        return True
+    widest, length, batch = max(model.width, model.hidden), len(chain.schedule), latents.shape[0]
+    pays = native_pays(length, model.hidden * widest, batch, False, True, cuda=True)
+    return pays and widest <= CUDA_WIDEST_VECTOR
 
 
 def run(job: Job, latents: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ struct outer_sums {
     struct outer_vectors x, y;
     void *C;
     int64_t C_step;
+    bool adds; /* to what C_l is */
 };
 
 static inline bool blas_serves(dpcr_exec exec, int64_t samples, int64_t rows, int64_t columns, int64_t row) {
@@ -42,7 +43,7 @@ template <class T>
 static int gemm(const struct dpcr_cuda_blas *blas, const outer_sums &s, int64_t l, const T *x, const T *y,
                 T *C) {
     enum { AS_IT_IS, TRANSPOSED };
-    const T one = 1, zero = 0;
+    const T one = 1, before = s.adds ? 1 : 0;
     const auto call = [&]() {
         if constexpr (sizeof(T) == sizeof(float))
             return blas->sgemm;
@@ -50,7 +51,7 @@ static int gemm(const struct dpcr_cuda_blas *blas, const outer_sums &s, int64_t 
             return blas->dgemm;
     }();
     return call(blas->handle, AS_IT_IS, TRANSPOSED, (int)s.columns, (int)s.rows, (int)s.samples, &one,
-                y + l * s.y.step, (int)s.y.row, s.y.step, x + l * s.x.step, (int)s.x.row, s.x.step, &zero,
+                y + l * s.y.step, (int)s.y.row, s.y.step, x + l * s.x.step, (int)s.x.row, s.x.step, &before,
                 C + l * s.C_step, (int)s.columns, s.C_step, (int)dpcr_min(s.steps - l, BLAS_STEPS));
 }
 

@@ -56,9 +56,9 @@ static newton_pass make_newton(const dpcr_chain *chain, const dpcr_plan *plan, c
     pass.S = plan->segments;
     pass.options = *options;
     pass.options.max_sweeps = dpcr_sweep_limit(options, pass.S);
-    const dpcr_structure known =
-        dpcr_has_skip(chain) ? DPCR_P_IDENTITY : DPCR_P_ZERO; /* scalar P is that, too */
-    if (options->structure == DPCR_P_SCALAR) pass.options.structure = known;
+    const dpcr_structure known = dpcr_has_skip(chain) ? DPCR_P_IDENTITY : DPCR_P_ZERO;
+    if (options->structure == DPCR_P_SCALAR && chain->step != DPCR_DENOISE) /* then it is that, too */
+        pass.options.structure = known;
     pass.free = dpcr_P_columns(pass.options.structure, chain->w) > 0 ? known : pass.options.structure;
     pass.step_flops = dpcr_step_flops(chain);
     return pass;
@@ -242,6 +242,7 @@ static dpcr_status walk_segments(const backward &b, newton_pass *pass) {
 /* An empty chain, or one without samples: gradients are those of the end, and empty sums. */
 static dpcr_status backward_of_nothing(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays) {
     RETURN_IF(dpcr_cuda_zero(exec, arrays->report, (size_t)(DPCR_REPORT * chain->B) * sizeof(double)));
+    RETURN_IF(dpcr_cuda_clear_sums(exec, chain, arrays));
     RETURN_IF(dpcr_cuda_clear_gradients(exec, chain, arrays, 0, chain->L));
     if (!arrays->gz0) return DPCR_OK;
     return arrays->gz ? copy(exec, arrays->gz0, arrays->gz, state_bytes(chain))
@@ -263,10 +264,11 @@ static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dp
     for (int i = 0; i < DPCR_PARAMETERS; i++) b.parameters = b.parameters || arrays->gparameter[i];
     b.S = plan->segments;
     b.recompute = !arrays->states && arrays->checkpoints;
-    b.saves = b.parameters || canonical(chain).layers > 1;
+    b.saves = b.parameters || dpcr_step_layers(chain) > 1;
     b.units = b.S > 1 ? b.S : b.recompute ? dpcr_checkpoints(chain->L, 1) : chain->L;
     b.chunk = b.units;
     newton_pass pass = make_newton(chain, plan, options);
+    pass.adjoint = true;
     newton_pass *newton = b.S > 1 ? &pass : NULL;
     const size_t cap = plan->workspace_cap;
     if (newton) {
@@ -291,6 +293,7 @@ static dpcr_status backward_of(dpcr_exec exec, const dpcr_chain *chain, const dp
     if (bytes) *bytes = needed;
     if (bytes) return DPCR_OK;
     carve(&b, newton, workspace);
+    RETURN_IF(dpcr_cuda_clear_sums(exec, chain, arrays));
     return newton ? walk_segments(b, newton) : walk_chunks(b);
 }
 

@@ -21,13 +21,19 @@ template <> struct widest_in_warp<double> {
 
 /* Calls RUN<team>(...) for the team of a chain; NARROW: that of vectors of up to 4. */
 #define FOR_TEAM(chain, T, NARROW, RUN, ...)                                                             \
-    (widest_of(chain) <= 4                          ? RUN<NARROW>(__VA_ARGS__)                           \
+    ((chain).step == DPCR_DENOISE                   ? FOR_DENOISING_TEAM(chain, T, RUN, __VA_ARGS__)     \
+     : widest_of(chain) <= 4                        ? RUN<NARROW>(__VA_ARGS__)                           \
      : widest_of(chain) <= 8                        ? RUN<team<T, 8, 1>>(__VA_ARGS__)                    \
      : widest_of(chain) <= 16                       ? RUN<team<T, 16, 1>>(__VA_ARGS__)                   \
      : widest_of(chain) <= 32                       ? RUN<typename widest_in_warp<T>::type>(__VA_ARGS__) \
      : widest_of(chain) <= BLOCK_LANES * BLOCK_ROWS ? RUN<team<T, BLOCK_LANES, BLOCK_ROWS>>(__VA_ARGS__) \
                                                     : RUN<team<T, BLOCK_LANES, WIDE_ROWS>>(__VA_ARGS__))
 #define THREAD_TEAM(T) team<T, 1, 4>
+#define FOR_DENOISING_TEAM(chain, T, RUN, ...)                                     \
+    (widest_of(chain) <= TEAM_WARP ? RUN<team<T, TEAM_WARP, 1, true>>(__VA_ARGS__) \
+     : widest_of(chain) <= BLOCK_LANES * BLOCK_ROWS                                \
+         ? RUN<team<T, BLOCK_LANES, BLOCK_ROWS, true>>(__VA_ARGS__)                \
+         : RUN<team<T, BLOCK_LANES, WIDE_ROWS, true>>(__VA_ARGS__))
 
 #define FOR_TEAM_OF(chain, T, RUN, ...) FOR_TEAM(chain, T, THREAD_TEAM(T), RUN, __VA_ARGS__)
 
@@ -50,9 +56,11 @@ dpcr_status dpcr_cuda_sequential(dpcr_exec exec, const sequential_pass &pass, co
                                  bool backward);
 /* bytes of zeros; data may be NULL */
 dpcr_status dpcr_cuda_zero(dpcr_exec exec, void *data, size_t bytes);
-/* Parameter gradients of steps first..last-1 from what step_back() has saved, and zeros for them. */
+/* Parameter gradients of steps first..last-1 from what step_back() has saved, added to what all steps share; zeros for
+ * the latter, and for all others of steps first..last-1. */
 dpcr_status dpcr_cuda_gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
                                 const back_arrays &back, int64_t first, int64_t last);
+dpcr_status dpcr_cuda_clear_sums(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays);
 dpcr_status dpcr_cuda_clear_gradients(dpcr_exec exec, const dpcr_chain *chain, const dpcr_pullback *arrays,
                                       int64_t first, int64_t last);
 dpcr_status dpcr_cuda_propagate(dpcr_exec exec, const propagate_arguments &arguments, int64_t segments);

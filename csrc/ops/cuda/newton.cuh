@@ -43,7 +43,8 @@ struct newton_pass {
     int64_t S, gangs, resident_steps; /* resident_steps: slots in shared memory; 0: none */
     int gang;                         /* blocks */
     dpcr_newton options;              /* max_sweeps as it is meant */
-    dpcr_structure free;
+    dpcr_structure free;              /* scalar: of steps of denoising, whose factors are not all 1 */
+    bool adjoint;                     /* backward: segments are counted from the last */
     double step_flops;
     unsigned *arrived; /* (gangs), zero: of their barriers; not read where a gang is one block */
     char *workspace;
@@ -156,6 +157,19 @@ NEWTON_VIEW void map_times(const newton_view<TEAM> &v, const typename TEAM::T *M
     UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) y[q] = zero ? b[q] : product[q];
 }
 
+/* P_k of a sample that has none of its own: a number. */
+NEWTON_VIEW typename TEAM::T free_P(const newton_view<TEAM> &v, int64_t k) {
+    typedef typename TEAM::T T;
+    const newton_pass &p = *v.p;
+    T P = p.free == DPCR_P_ZERO ? 0 : 1;
+    if constexpr (TEAM::DENOISES) {
+        const int64_t own = p.adjoint ? p.S - 1 - k : k, last = dpcr_edge(own + 1, p.chain.L, p.S);
+        for (int64_t l = dpcr_edge(own, p.chain.L, p.S); p.free == DPCR_P_SCALAR && l < last; l++)
+            P *= denoise_factors_of<T>(p.chain, l).a;
+    }
+    return P;
+}
+
 /* out = P_k d + b; own: the sample's own P, else the free one */
 NEWTON_VIEW void times_P(const newton_view<TEAM> &v, bool own, int64_t k,
                          const typename TEAM::T (&d)[TEAM::ROWS], const typename TEAM::T (&b)[TEAM::ROWS],
@@ -166,7 +180,8 @@ NEWTON_VIEW void times_P(const newton_view<TEAM> &v, bool own, int64_t k,
         map_times(v, map_of(v, v.a.maps, k), d, b, out);
         return;
     }
-    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) P[q] = v.p->free == DPCR_P_IDENTITY ? 1 : 0;
+    const T factor = own ? T(0) : free_P(v, k);
+    UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) P[q] = factor;
     if (own) load_rows(v.at, (int)v.p->chain.w, row_at(v, v.a.maps, k), P);
     UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) out[q] =
         P[q] == 0 || d[q] == 0 ? b[q] : fused(P[q], d[q], b[q]);
@@ -346,7 +361,7 @@ __device__ void propagate(const newton_view<TEAM> &v, const newton_sample &now) 
         const double distance = norm_rows(v.at, w, r);
         if (walks && v.at.lane == 0) v.a.size[k] = size;
         if (!inside || v.at.lane != 0) continue;
-        const double P = has_P ? v.a.P_norm[k] : p.free == DPCR_P_IDENTITY ? 1 : 0;
+        const double P = has_P ? v.a.P_norm[k] : fabs((double)free_P(v, k));
         const double relative = distance / fmax(size + P * from, smallest_of(v));
         v.a.ratio[k] = equal ? 0 : relative >= 0 ? relative : INFINITY; /* NaN */
         v.a.unequal[k] = !equal;
@@ -408,7 +423,7 @@ NEWTON_VIEW void walk_d(const newton_view<TEAM> &v, int64_t first, int64_t last,
 NEWTON_VIEW void multiply_group(const newton_view<TEAM> &v, int64_t first, int64_t last, int64_t exact,
                                 typename TEAM::T *product) {
     typedef typename TEAM::T T;
-    if constexpr (!TEAM::BLOCK) {
+    if constexpr (TEAM::STAGES) {
         const int w = (int)v.p->chain.w;
         columns<TEAM> V;
         UNROLL_ROWS for (int q = 0; q < TEAM::ROWS; q++) UNROLL for (int i = 0; i < TEAM::N; i++) V.v[q][i] =
@@ -429,7 +444,8 @@ NEWTON_VIEW void solve_in_groups(const newton_view<TEAM> &v, newton_sample *mine
     const int w = (int)v.p->chain.w;
     const int64_t count = v.p->S - 1;
     int groups = 1;
-    while (count > UNGROUPED && groups < v.teams && groups < MOST_GROUPS && (int64_t)groups * groups < count)
+    while (TEAM::STAGES && count > UNGROUPED && groups < v.teams && groups < MOST_GROUPS
+           && (int64_t)groups * groups < count)
         groups++;
     /* whole warps take part, whose other teams keep nothing */
     const bool first_warp = TEAM::BLOCK || threadIdx.x < TEAM_WARP, leads = v.rank == 0;
@@ -490,7 +506,7 @@ NEWTON_VIEW void solve_by_reduction(const newton_view<TEAM> &v, newton_sample *m
     walk_d(v, first, last, run, true, t == 0 ? NULL : carry + (t - 1) * W, true, d);
 }
 
-/* d_{k+1} = d_k + r_k, or with the sample's own P_k: every row for itself */
+/* With P_k free, or diagonal: every row for itself. */
 NEWTON_VIEW void solve_by_sums(const newton_view<TEAM> &v, bool own) {
     typedef typename TEAM::T T;
     const int w = (int)v.p->chain.w;
@@ -498,7 +514,7 @@ NEWTON_VIEW void solve_by_sums(const newton_view<TEAM> &v, bool own) {
         T sum = 0;
         for (int64_t j = 1; j < v.p->S; j++) {
             T *d = row_at(v, v.a.d, j) + i;
-            const T P = own ? row_at(v, v.a.maps, j - 1)[i] : T(1);
+            const T P = own ? row_at(v, v.a.maps, j - 1)[i] : free_P(v, j - 1);
             sum = sum == 0 ? *d : fused(P, sum, *d); /* P might be inf */
             *d = sum;
         }
@@ -513,7 +529,7 @@ NEWTON_VIEW void solve(const newton_view<TEAM> &v, newton_sample *mine, bool cha
             solve_by_reduction(v, mine);
         else
             solve_in_groups(v, mine, changed);
-    } else if (mine->has_P || v.p->free == DPCR_P_IDENTITY) {
+    } else if (mine->has_P || v.p->free != DPCR_P_ZERO) {
         solve_by_sums(v, mine->has_P);
     }
     __syncthreads();
@@ -783,7 +799,7 @@ __global__ void THREADS(NEWTON_THREADS) newton_kernel(const __grid_constant__ ne
     v.near = {slots, p.slot, 0, 0};
     const int64_t k0 = BACKWARD ? p.S - v.k1 : v.k0, k1 = BACKWARD ? p.S - v.k0 : v.k1;
     const int64_t first = dpcr_edge(k0, p.chain.L, p.S), last = dpcr_edge(k1, p.chain.L, p.S);
-    if (!TEAM::BLOCK && last - first <= p.resident_steps) {
+    if (TEAM::STAGES && last - first <= p.resident_steps) {
         const int t = (int)threadIdx.x, threads = (int)blockDim.x;
         stage_zeros(slots, (int)(last - first) * p.slot.size, t, threads);
         __syncthreads(); /* before copies land */

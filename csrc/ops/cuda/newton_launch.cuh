@@ -24,11 +24,11 @@ template <class TEAM> static int gang_of(const newton_pass &pass, const device_l
 template <class TEAM, bool BACKWARD>
 static dpcr_status run_way(dpcr_exec exec, newton_pass pass, const device_limits &limits) {
     typedef typename TEAM::T T;
-    pass.slot = TEAM::BLOCK ? slot_shape{} : slot_of<TEAM>(pass.chain);
+    pass.slot = TEAM::STAGES ? slot_of<TEAM>(pass.chain) : slot_shape{};
     const size_t room = limits.shared > kReserved ? limits.shared - kReserved : 0,
                  slot = (size_t)pass.slot.size * sizeof(T);
     const int64_t steps = dpcr_ceil_div(pass.S, pass.gang) * dpcr_ceil_div(pass.chain.L, pass.S);
-    pass.resident_steps = !TEAM::BLOCK && (size_t)steps * slot <= room ? steps : 0;
+    pass.resident_steps = TEAM::STAGES && (size_t)steps * slot <= room ? steps : 0;
     const launch_shape shape = {pass.gangs * pass.gang, threads_of<TEAM>(pass.S),
                                 (size_t)pass.resident_steps * slot + exchange_bytes<TEAM>(pass.chain),
                                 pass.gang > 1};

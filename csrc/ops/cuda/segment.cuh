@@ -6,6 +6,7 @@
 #ifndef DEEPPCR_OPS_CUDA_SEGMENT_H
 #define DEEPPCR_OPS_CUDA_SEGMENT_H
 
+#include "ops/cuda/denoise.cuh"
 #include "ops/cuda/simple.cuh"
 #include "ops/cuda/stage.cuh"
 
@@ -67,7 +68,7 @@ template <class TEAM>
 __device__ void walk(const TEAM &at, const dpcr_chain &chain, const resident<typename TEAM::T> &near,
                      const way &on, void *states, int64_t origin, typename TEAM::T (&z)[TEAM::ROWS]) {
     typedef typename TEAM::T T;
-    if constexpr (!TEAM::BLOCK) {
+    if constexpr (TEAM::STAGES) {
         if (is_simple(chain)) {
             T *rows = on.own && states ? state_row<T>(chain, states, on.first - origin, on.s) : NULL;
             walk_simple(at, chain, simple_near<TEAM>(chain, near, on.first, on.last),
@@ -77,7 +78,11 @@ __device__ void walk(const TEAM &at, const dpcr_chain &chain, const resident<typ
     }
     for (int64_t l = on.first; l < on.first + on.longest; l++) {
         const bool live = on.own && l < on.last;
-        step_forward(at, chain, parameters_near<TEAM>(chain, near, dpcr_min(l, on.last - 1)), live, z);
+        const int64_t step = dpcr_min(l, on.last - 1);
+        if constexpr (TEAM::DENOISES)
+            denoise_forward(at, chain, step, on.s, live, z);
+        else
+            step_forward(at, chain, parameters_near<TEAM>(chain, near, step), live, z);
         if (live && states) store_rows(at, (int)chain.w, z, state_row<T>(chain, states, l - origin, on.s));
     }
 }
@@ -96,6 +101,17 @@ template <class T> struct tangent_place {
     int64_t row, column;
 };
 
+/* live: step l of sample s, z -> f(z), v -> f'(z) v */
+template <class TEAM>
+__device__ void tangent_through(const TEAM &at, const dpcr_chain &chain,
+                                const resident<typename TEAM::T> &near, int64_t l, int64_t s, bool live,
+                                typename TEAM::T (&z)[TEAM::ROWS], typename TEAM::T (&v)[TEAM::ROWS]) {
+    if constexpr (TEAM::DENOISES)
+        denoise_tangent(at, chain, l, s, live, z, v);
+    else
+        step_tangent(at, chain, parameters_near<TEAM>(chain, near, l), live, z, v);
+}
+
 /* As walk(), with the product of the steps' Jacobians, stored where P.data is not NULL; returns the largest row sum of
  * magnitudes of what it stores (of a product that is stored transposed: its largest column sum). */
 template <class TEAM>
@@ -107,7 +123,7 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
     const int w = (int)chain.w;
     const bool by_columns = P.row == 1 && w > 1;
     T largest = 0;
-    if constexpr (TEAM::BLOCK) { /* column by column, from the start each time */
+    if constexpr (!TEAM::STAGES) { /* column by column, from the start each time */
         T start[TEAM::ROWS], sums[TEAM::ROWS] = {};
         copy_rows(z, start);
         for (int c = 0; c < w; c++) {
@@ -115,7 +131,7 @@ __device__ typename TEAM::T walk_tangents(const TEAM &at, const dpcr_chain &chai
             copy_rows(start, z);
             UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) v[r] = row_of(at, r) == c ? 1 : 0;
             for (int64_t l = on.first; l < on.last; l++) {
-                step_tangent(at, chain, parameters_near<TEAM>(chain, near, l), true, z, v);
+                tangent_through(at, chain, near, l, on.s, true, z, v);
                 if (states && c == 0) store_rows(at, w, z, state_row<T>(chain, states, l - origin, on.s));
             }
             UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) {
@@ -171,7 +187,7 @@ __device__ void walk_tangent(const TEAM &at, const dpcr_chain &chain, const resi
     typedef typename TEAM::T T;
     for (int64_t l = on.first; l < on.first + on.longest; l++) {
         const bool live = on.own && l < on.last;
-        step_tangent(at, chain, parameters_near<TEAM>(chain, near, dpcr_min(l, on.last - 1)), live, z, v);
+        tangent_through(at, chain, near, dpcr_min(l, on.last - 1), on.s, live, z, v);
         if (live && states) store_rows(at, (int)chain.w, z, state_row<T>(chain, states, l - origin, on.s));
     }
 }
@@ -198,7 +214,7 @@ __device__ void walk_back(const TEAM &at, const dpcr_chain &chain, const residen
     typedef typename TEAM::T T;
     const int w = (int)chain.w;
     const bool plain = is_plain(chain);
-    if constexpr (!TEAM::BLOCK) {
+    if constexpr (TEAM::STAGES) {
         if (plain) {
             const int64_t l = on.last - 1, width = saved_size(chain), row = chain.B * chain.w;
             T *saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + on.s) * width;
@@ -228,8 +244,11 @@ __device__ void walk_back(const TEAM &at, const dpcr_chain &chain, const residen
         }
         if (live && arrays.saved)
             saved = (T *)arrays.saved + ((l - arrays.first) * chain.B + on.s) * saved_size(chain);
-        step_back(at, chain, parameters_near<TEAM>(chain, near, dpcr_max(l, on.first)), live, before, after,
-                  saved, g);
+        const int64_t step = dpcr_max(l, on.first);
+        if constexpr (TEAM::DENOISES)
+            denoise_back(at, chain, step, live, before, saved, g);
+        else
+            step_back(at, chain, parameters_near<TEAM>(chain, near, step), live, before, after, saved, g);
     }
 }
 

@@ -28,7 +28,7 @@ static sequential_shape shape_of(const dpcr_chain &chain, const device_limits &l
 
 template <class TEAM>
 static bool stages(const dpcr_chain &chain, const device_limits &limits, bool backward) {
-    if constexpr (TEAM::BLOCK)
+    if constexpr (!TEAM::STAGES)
         return false;
     else
         return shape_of<TEAM>(chain, limits, backward).chunk > 0;
@@ -46,7 +46,7 @@ bool dpcr_cuda_stages(const dpcr_chain &chain, const device_limits &limits, bool
 
 template <class TEAM>
 static dpcr_status run(dpcr_exec exec, sequential_pass pass, const device_limits &limits, bool backward) {
-    if constexpr (TEAM::BLOCK) {
+    if constexpr (!TEAM::STAGES) {
         return DPCR_UNSUPPORTED;
     } else {
         const sequential_shape shape = shape_of<TEAM>(pass.chain, limits, backward);

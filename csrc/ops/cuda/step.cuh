@@ -2,9 +2,9 @@
  *
  * The steps of chain.h by a team: forward, Jacobian times vectors, and vector times Jacobian.
  *
- * Two families serve all kinds: residual blocks, and steps of M layers, of which an MLP layer and an Euler step are
- * the case M = 1 without a norm (canonical() turns a chain into one of the two).  The formulas are in
- * ops/cpu/layers.inl and ops/cpu/residual.inl.
+ * Two families serve all kinds but one: residual blocks, and steps of M layers, of which an MLP layer and an Euler step
+ * are the case M = 1 without a norm (canonical() turns a chain into one of the two).  The formulas are in
+ * ops/cpu/layers.inl and ops/cpu/residual.inl.  Steps of denoising are in denoise.cuh.
  */
 #ifndef DEEPPCR_OPS_CUDA_STEP_H
 #define DEEPPCR_OPS_CUDA_STEP_H
@@ -22,11 +22,12 @@ template <class T> struct step_parameters {
 static inline dpcr_chain canonical(const dpcr_chain *chain) {
     dpcr_chain c = *chain;
     if (c.step == DPCR_RESIDUAL || c.step == DPCR_LAYERS) return c;
+    c.norm = DPCR_NO_NORM;
+    if (c.step == DPCR_DENOISE) return c;
     c.skip = c.step == DPCR_EULER;
     c.scale = c.skip ? c.scale : 1;
     c.step = DPCR_LAYERS;
     c.layers = 1;
-    c.norm = DPCR_NO_NORM;
     return c;
 }
 
@@ -341,6 +342,7 @@ __device__ void step_tangent(const TEAM &at, const dpcr_chain &chain,
  *
  *   residual   gv, gu, a;  with a norm also gy, xhat, y
  *   layers     of each of the M: gu, a, slope;  with a norm also gy, xhat, rstd (w times)
+ *   denoising  g, <g, z>, <g, v>;  in pieces of h: gu_0..gu_M, x_0..x_{M-1}, c x_M
  *
  * A step of several layers needs its row for itself, too: threads read back what they have put there. */
 static inline DPCR_EVERYWHERE int64_t saved_pieces(const dpcr_chain &chain) {
@@ -348,6 +350,7 @@ static inline DPCR_EVERYWHERE int64_t saved_pieces(const dpcr_chain &chain) {
 }
 
 static inline DPCR_EVERYWHERE int64_t saved_size(const dpcr_chain &chain) {
+    if (chain.step == DPCR_DENOISE) return chain.w + 2 + 2 * (chain.layers + 1) * chain.h;
     if (chain.step != DPCR_RESIDUAL) return chain.layers * saved_pieces(chain) * chain.w;
     return (chain.norm == DPCR_NO_NORM ? 1 : 4) * chain.w + 2 * chain.h;
 }

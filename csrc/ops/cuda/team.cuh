@@ -9,7 +9,7 @@
  *   LANES 256, ROWS 4         a block, vectors of up to 1024; they meet in shared memory
  *   LANES 256, ROWS 16        the same, vectors of up to 4096
  *
- * Which one works on a chain follows from its widths alone, so that every pass over it has the same bits.
+ * Which one works on a chain follows from its kind and widths alone, so that every pass over it has the same bits.
  *
  * All lanes of a warp always meet: where its teams have different things to do, or fewer, each does what any of them
  * has to, and keeps nothing of it unless it is its own.
@@ -24,13 +24,16 @@ static constexpr int TEAM_WARP = 32, BLOCK_LANES = 256, BLOCK_ROWS = 4, WIDE_ROW
 
 static constexpr unsigned kAllLanes = 0xffffffffu;
 
-template <class T_, int LANES_, int ROWS_> struct team {
+/* DENOISES: of steps of denoising, which have code of their own (denoise.cuh); a warp or a block. */
+template <class T_, int LANES_, int ROWS_, bool DENOISES_ = false> struct team {
     typedef T_ T;
     static constexpr int LANES = LANES_, ROWS = ROWS_, N = LANES_ * ROWS_;
-    static constexpr bool BLOCK = LANES_ == BLOCK_LANES, WIDE = ROWS_ == WIDE_ROWS;
+    static constexpr bool BLOCK = LANES_ == BLOCK_LANES, WIDE = ROWS_ == WIDE_ROWS, DENOISES = DENOISES_;
     /* Rows of WIDE vectors are looped over, so these lie in the thread's local memory, in the first-level cache: as
      * registers they would not fit, and a step reads at least their square of weights. */
     static constexpr int AT_ONCE = WIDE ? 1 : ROWS_;
+    /* Whether parameters come into shared memory (stage.cuh), and a thread holds columns of Jacobians. */
+    static constexpr bool STAGES = !BLOCK && !DENOISES;
     /* Elements of 16 bytes, and a row's stride in shared memory: an odd number of them, so that eight rows lie in
      * different banks. */
     static constexpr int PACK = 16 / sizeof(T_), STRIDE = N == 4 ? N : N + PACK;
@@ -226,18 +229,19 @@ __device__ void block_times_transposed(const TEAM &at, const weights<typename TE
     }
 }
 
-/* Of WIDE vectors these are called, not copied to where they are needed: ptxas would take minutes. */
+/* Of WIDE vectors and steps of denoising these are called, not copied to where they are needed: ptxas would take
+ * minutes. */
 template <class TEAM>
-__device__ NOT_INLINED void wide_times(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
-                                       const typename TEAM::T (&x)[TEAM::ROWS],
-                                       typename TEAM::T (&y)[TEAM::ROWS]) {
+__device__ NOT_INLINED void called_times(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
+                                         const typename TEAM::T (&x)[TEAM::ROWS],
+                                         typename TEAM::T (&y)[TEAM::ROWS]) {
     block_times(at, W, n_out, n_in, x, y);
 }
 
 template <class TEAM>
-__device__ NOT_INLINED void wide_times_transposed(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
-                                                  const typename TEAM::T (&x)[TEAM::ROWS],
-                                                  typename TEAM::T (&y)[TEAM::ROWS]) {
+__device__ NOT_INLINED void called_times_transposed(TEAM at, weights<typename TEAM::T> W, int n_out, int n_in,
+                                                    const typename TEAM::T (&x)[TEAM::ROWS],
+                                                    typename TEAM::T (&y)[TEAM::ROWS]) {
     block_times_transposed(at, W, n_out, n_in, x, y);
 }
 
@@ -249,8 +253,8 @@ __device__ void times(const TEAM &at, const weights<typename TEAM::T> &W, int n_
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];
-        if constexpr (TEAM::WIDE)
-            wide_times(at, W, n_out, n_in, x, product);
+        if constexpr (TEAM::WIDE || TEAM::DENOISES)
+            called_times(at, W, n_out, n_in, x, product);
         else
             block_times(at, W, n_out, n_in, x, product);
         UNROLL_ROWS for (int r = 0; r < TEAM::ROWS; r++) y[r] = product[r] + b[r];
@@ -273,8 +277,8 @@ __device__ void times_transposed(const TEAM &at, const weights<typename TEAM::T>
     typedef typename TEAM::T T;
     if constexpr (TEAM::BLOCK) {
         T product[TEAM::ROWS];
-        if constexpr (TEAM::WIDE)
-            wide_times_transposed(at, W, n_out, n_in, x, product);
+        if constexpr (TEAM::WIDE || TEAM::DENOISES)
+            called_times_transposed(at, W, n_out, n_in, x, product);
         else
             block_times_transposed(at, W, n_out, n_in, x, product);
         copy_rows(product, y);

@@ -14,21 +14,6 @@ bool outputs_equal(const output *a, const output *b) {
     return a->bytes == b->bytes && (a->bytes == 0 || memcmp(a->data, b->data, a->bytes) == 0);
 }
 
-bool chain_runs(const dpcr_chain *chain, const backend *at) {
-    static bool told;
-    const dpcr_solution solution = {.report = NULL};
-    const dpcr_plan plan = {.segments = 1};
-    size_t bytes;
-    if (!at->device) return false;
-    const dpcr_exec exec = backend_exec(at, MODE_ALONE);
-    if (dpcr_chain_solve_workspace(exec, chain, &solution, &plan, &bytes) != DPCR_UNSUPPORTED) return true;
-    CHECK(chain->step == DPCR_DENOISE && strncmp(at->name, "cpu", 3) != 0, "%s: %s", at->name, dpcr_detail());
-    CHECK(strstr(dpcr_detail(), "exec.device"), "%s", dpcr_detail());
-    if (!told) check_skip(at->name, dpcr_detail());
-    told = true;
-    return false;
-}
-
 /* An array on the backend that is NULL to the call where it was not given. */
 typedef struct lent {
     buffer buffer;

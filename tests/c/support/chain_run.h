@@ -9,9 +9,6 @@
 #include "backend.h"
 #include "chain_case.h"
 
-/* Whether the backend is there and has chains of this kind; the first that it refuses is told. */
-bool chain_runs(const dpcr_chain *chain, const backend *at);
-
 typedef struct output { /* an array that a call may write; data NULL: not asked for */
     size_t bytes;
     void *data;
