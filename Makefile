@@ -8,11 +8,11 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # SAN=1: `make test` runs the C suite under sanitizers instead.
 SAN ?=
-# Arguments for the program that `make demo` or `make bench` runs, or for pytest.
+# Arguments for the program that `make demo`, `make demo-diffusion` or `make bench` runs, or for pytest.
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env build demo bench test test-c test-example test-python test-asan test-tsan test-cuda cuda lint format abi clean
+.PHONY: help env build demo demo-diffusion bench test test-c test-example test-python test-asan test-tsan test-cuda cuda lint format abi clean
 .DELETE_ON_ERROR:
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -26,7 +26,7 @@ python_folders := torch_deeppcr tests examples benchmarks scripts .ci
 c_files := $(shell find csrc shim tests/c tests/cuda_on_host examples -name '*.[ch]' -o -name '*.inl' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /    make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 
 # ---- environment ------------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ $(done)/package: $(done)/tools $(package_sources)
 	@touch $@
 
 # The extras of the package that is installed by now.
-$(done)/test $(done)/demo $(done)/lint $(done)/bench: $(done)/%: pyproject.toml | $(done)/package
+$(done)/test $(done)/demo $(done)/diffusion $(done)/lint $(done)/bench: $(done)/%: pyproject.toml | $(done)/package
 	$(py) -m pip install 'torch-deeppcr[$*]'
 	@touch $@
 
@@ -53,7 +53,7 @@ $(done)/timm: $(done)/test
 	$(py) -m pip install --no-deps 'timm>=1.0'
 	@touch $@
 
-env: $(done)/tools $(done)/test $(done)/timm $(done)/demo $(done)/lint $(done)/bench ## the environment with everything that the targets below need
+env: $(done)/tools $(done)/test $(done)/timm $(done)/demo $(done)/diffusion $(done)/lint $(done)/bench ## the environment with everything that the targets below need
 
 build: $(done)/package ## build the package and install it into the environment
 
@@ -61,6 +61,9 @@ build: $(done)/package ## build the package and install it into the environment
 
 demo: $(done)/package $(done)/demo ## train a ResNet of 1024 blocks on MNIST, against PyTorch; results in build/demo
 	$(py) examples/resnet1024/train.py --out build/demo $(ARGS)
+
+demo-diffusion: $(done)/package $(done)/diffusion ## train small denoisers on digits and sample in every way; results in build/diffusion
+	$(py) examples/diffusion/demo.py --out build/diffusion $(ARGS)
 
 # All programs run, whatever the first one finds.
 bench: $(done)/package $(done)/bench ## verify, then time against everybody, and count sweeps; ARGS=--full for all of it
@@ -90,7 +93,7 @@ test-example: test-c
 	done
 
 # The pytest program, not python -m pytest: that would import the source tree, which has no native library.
-test-python: $(done)/package $(done)/test $(done)/timm $(done)/demo
+test-python: $(done)/package $(done)/test $(done)/timm $(done)/demo $(done)/diffusion
 	$(VENV)/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 test-asan test-tsan: test-%: $(done)/tools
