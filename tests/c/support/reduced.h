@@ -9,7 +9,7 @@
 #if defined DPCR_TEST_REDUCED
 enum { REDUCED = DPCR_TEST_REDUCED };
 #elif defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
-enum { REDUCED = 1 };
+enum { REDUCED = 2 };
 #else
 enum { REDUCED = 0 };
 #endif
