@@ -22,7 +22,7 @@ from torch import Tensor
 OTHER_SEEDS = 3
 SLOW = 1.0
 """Seconds from which a method is timed in the first round only."""
-SHORT = 0.05
+SHORT = 0.02
 """Seconds that a timing lasts at least."""
 
 

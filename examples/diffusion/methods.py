@@ -17,9 +17,6 @@ from torch import Tensor
 
 import torch_deeppcr as dpcr
 
-TOLERANCE = 1e-5
-"""A coarser tolerance than the operator's 8 eps, of which the table has a row."""
-
 
 @dataclass(frozen=True)
 class Chain:
@@ -178,9 +175,6 @@ def walked(chain: Chain, samples: Tensor, why: str = "") -> Outcome:
 LOOP = Loop("loop", "PyTorch's loop")
 AUTO = Native("auto", "native, auto plan (S = 1)")
 PAPER = Native("paper", "native S = L, dense (the paper's)", "dense", refresh="always")
-COARSE = Native(
-    "coarse", f"the same to rtol {TOLERANCE:.0e}", "dense", refresh="always", rtol=TOLERANCE
-)
 DIAGONAL = Sample("diagonal-any", "any model, diagonal", "diagonal")
 
 METHODS: dict[str, Method] = {
@@ -192,7 +186,6 @@ METHODS: dict[str, Method] = {
         AUTO,
         Sample("sample", "dpcr.sample, auto plan"),
         PAPER,
-        COARSE,
         Native("diagonal", "native S = L, diagonal", "diagonal"),
         Native("scalar", "native S = L, scalar", "scalar"),
         Native("identity", "native S = L, identity", "identity"),

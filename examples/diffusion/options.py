@@ -45,7 +45,7 @@ class Options:
     """Whether the second part runs."""
     unet_steps: int = 50
     unet_batch: int = 32
-    unet_train: int = 300
+    unet_train: int = 800
     seed: int = 0
     threads: int = 1
     out: Path = Path("build/diffusion")

@@ -55,7 +55,8 @@ def draw_grid(blocks: list[Block], path: Path) -> None:
         for i, title in enumerate(titles):
             if title not in block.rows:
                 where = (SHOWN * (SIDE + 1) / 2, (SIDE + 1) * i + SIDE / 2)
-                axes.annotate("not in a batch", where, ha="center", va="center", color="0.4")
+                said = "one sample only: see the table"
+                axes.annotate(said, where, ha="center", va="center", color="0.4")
     figure.savefig(path)
 
 
@@ -83,7 +84,7 @@ def draw_curves(found: dict[str, Curves], tolerance: float, path: Path) -> None:
         grid[0, column].set_title(name, fontsize=11)
         grid[1, column].axhline(tolerance, color="0.5", lw=0.9, ls="--")
         grid[1, column].set_xlabel("sweep")
-    grid[1, 0].annotate(
+    grid[1, -1].annotate(
         "tolerance", (0.02, tolerance), (0, 3), xycoords=("axes fraction", "data"),
         textcoords="offset points", fontsize=8, color="0.35",
     )  # fmt: skip

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import torch_deeppcr as dpcr
 
-BATCH = 64
+BATCH = 32
 """Of the training: convolutions cost more than the denoisers of the first part."""
 PLANS: dict[str, dict[str, str]] = {
     "the pipeline": {},

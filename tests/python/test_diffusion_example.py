@@ -272,7 +272,7 @@ def test_options():
 
 # ---- the whole program --------------------------------------------------------------------------
 
-TINY = "--quick --steps 16 --train 10 --no-compiler".split()
+TINY = "--quick --steps 12 --train 10 --no-compiler".split()
 
 
 def program(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -287,13 +287,13 @@ def test_a_run_writes_tables_pictures_and_numbers(tmp_path):
     assert table.strip() in done.stdout and "FAIL" not in table
     for space in ("latent", "pixels"):
         for sampler in ("DDIM", "DDPM"):
-            assert f"### {space}, {sampler}, L = 16" in table
+            assert f"### {space}, {sampler}, L = 12" in table
     plain = [m.title for m in ex.methods.METHODS.values() if not m.compiles]
     for title in (*ex.report.HEAD, *plain):
         assert f" {title} " in table
     numbers = json.loads((tmp_path / "results.json").read_text())
     methods = numbers["chains"]["latent, DDPM"]["methods"]
-    assert methods["loop"]["one"]["calls"] == 16 and methods["paper"]["one"]["sweeps"] > 1
+    assert methods["loop"]["one"]["calls"] == 12 and methods["paper"]["one"]["sweeps"] > 1
     assert set(numbers["errors_by_sweep"]["pixels, DDIM"]["native"]) == set(ex.curves.JACOBIANS)
     pictures = ["samples", "sweeps"]
     if importlib.util.find_spec("diffusers") is not None:
@@ -319,7 +319,7 @@ def test_without_scikit_learn_there_is_a_sentence(monkeypatch, capsys, tmp_path)
     assert "scikit-learn, which is not installed" in capsys.readouterr().err
 
 
-def test_a_broken_promise_is_exit_status_1(monkeypatch, capsys, tmp_path):
+def test_a_broken_promise_is_exit_status_1(monkeypatch, capsys, spaces, tmp_path):
     """A native operator that is a little wrong."""
     right = dpcr.nn.Denoiser.denoise
 
@@ -328,6 +328,7 @@ def test_a_broken_promise_is_exit_status_1(monkeypatch, capsys, tmp_path):
         return (out[0] * 1.001, *out[1:]) if isinstance(out, tuple) else out * 1.001
 
     monkeypatch.setattr(dpcr.nn.Denoiser, "denoise", wrong)
+    monkeypatch.setattr(ex.demo, "spaces", lambda images: {"latent": spaces["latent"]})
     threads = torch.get_num_threads()
     assert ex.demo.main([*TINY, "--no-unet", "--out", str(tmp_path)]) == 1
     torch.set_num_threads(threads)
