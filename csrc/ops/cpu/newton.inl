@@ -48,7 +48,7 @@ static void FN(times_P)(const struct newton *n, int64_t k, int64_t s, const REAL
 
 /* Largest |x|, NaN where there is one.  As integers, in whose order NaN comes last: compilers put those into vectors. */
 static double FN(norm)(int64_t w, const REAL *x) {
-    const INT magnitude = (INT)(~(INT)0 ^ ((INT)1 << (8 * REAL_BYTES - 1)));
+    const INT magnitude = ((((INT)1 << (8 * REAL_BYTES - 2)) - 1) * 2) + 1; /* all but the sign */
     INT most = 0;
     for (int64_t i = 0; i < w; i++) {
         INT bits;
