@@ -84,10 +84,7 @@ def draw_curves(found: dict[str, Curves], tolerance: float, path: Path) -> None:
         grid[0, column].set_title(name, fontsize=11)
         grid[1, column].axhline(tolerance, color="0.5", lw=0.9, ls="--")
         grid[1, column].set_xlabel("sweep")
-    grid[1, -1].annotate(
-        "tolerance", (0.02, tolerance), (0, 3), xycoords=("axes fraction", "data"),
-        textcoords="offset points", fontsize=8, color="0.35",
-    )  # fmt: skip
+    grid[1, 0].legend(grid[1, 0].lines[-1:], ["tolerance"], frameon=False, fontsize=9)
     grid[0, 0].set_ylabel("native, S = L\nlargest error of all states")
     grid[1, 0].set_ylabel("dpcr.sample, any model\nlargest error of the samples")
     grid[0, 0].legend(frameon=False, fontsize=9, title="for a step's derivative")

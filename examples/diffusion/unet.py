@@ -37,9 +37,9 @@ class Row:
 
     title: str
     seconds: float
-    one_sweeps: int
-    images: Tensor  # (B, 64) in [-1, 1]
     batch_seconds: float
+    images: Tensor  # (B, 64) in [-1, 1]
+    one_sweeps: int
     sweeps: int
     calls: int
     rows: int
@@ -64,6 +64,24 @@ class UNetResult:
     def spread(self) -> float:
         all_of_them = [*self.others, self.rows[0].distance]
         return max(all_of_them) - min(all_of_them)
+
+
+class Count:
+    """What a network really evaluates, by its first layer: `dpcr.parallel_sampling` answers some
+    calls of the network from what it has found."""
+
+    def __init__(self, first_layer: nn.Module) -> None:
+        self.calls = self.rows = 0
+        first_layer.register_forward_pre_hook(self.add)
+
+    def add(self, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self.calls += 1
+        self.rows += len(given[0])
+
+    def take(self) -> tuple[int, int]:
+        """Calls and rows since the last time."""
+        counted, self.calls, self.rows = (self.calls, self.rows), 0, 0
+        return counted
 
 
 class Plain(nn.Module):
@@ -101,9 +119,10 @@ def second_part(
     result = UNetResult(trained=prepare(Plain(unet), options, images, tell))
     pipe = DDIMPipeline(unet, DDIMScheduler(clip_sample=False))
     pipe.set_progress_bar_config(disable=True)
+    count = Count(unet.conv_in)
     for title, plan in PLANS.items():
         tell(f"UNet: {title}")
-        result.rows.append(row(title, plan, pipe, options))
+        result.rows.append(row(title, plan, pipe, options, count))
     judged(result, pipe, options, judge)
     for rows in (
         1,
@@ -125,19 +144,16 @@ def prepare(
     )
 
 
-def row(title: str, plan: dict[str, str], pipe: Any, options: Options) -> Row:
-    """The second of two calls is timed for one image: plan="auto" learns from the first."""
+def row(title: str, plan: dict[str, str], pipe: Any, options: Options, count: Count) -> Row:
+    """Of one image the second call is timed, the first may be slow."""
     seed = options.seed + 1
     call(pipe, plan, 1, seed, options)
     _, seconds, one = call(pipe, plan, 1, seed, options)
-    images, batch_seconds, info = call(pipe, plan, options.unet_batch, seed, options)
-    one_sweeps = 0 if one is None else one.sweeps
-    batch, length = options.unet_batch, options.unet_steps
-    if info is None:
-        cost = (0, length, length * batch, "")
-    else:  # the pipeline itself made the first step
-        cost = (info.sweeps, info.calls + 1, info.rows + batch, info.plan.why)
-    return Row(title, seconds, one_sweeps, images, batch_seconds, *cost)
+    count.take()
+    images, batch_seconds, many = call(pipe, plan, options.unet_batch, seed, options)
+    sweeps = [0 if info is None else info.sweeps for info in (one, many)]
+    why = "" if many is None else many.plan.why
+    return Row(title, seconds, batch_seconds, images, *sweeps, *count.take(), why)
 
 
 def call(

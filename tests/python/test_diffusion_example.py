@@ -233,7 +233,7 @@ def test_promises_that_do_not(spaces, name, changed, word):
 
 def test_promises_about_training_and_images(spaces):
     assert "at most 180" in broken(made(spaces), seconds=181)
-    row = ex.unet.Row("far", 1.0, 0, torch.zeros(1, 64), 1.0, 0, 1, 1, "", largest=1e-3)
+    row = ex.unet.Row("far", 1.0, 1.0, torch.zeros(1, 64), 0, 0, 1, 1, "", largest=1e-3)
     assert "UNet" in broken(made(spaces), unet=ex.unet.UNetResult(rows=[row]))
 
 
@@ -298,6 +298,9 @@ def test_a_run_writes_tables_pictures_and_numbers(tmp_path):
     pictures = ["samples", "sweeps"]
     if importlib.util.find_spec("diffusers") is not None:
         pictures.append("unet")
+        first, *parallel = numbers["unet"]["rows"]
+        assert (first["calls"], first["rows"]) == (8, 16)  # 8 steps of 2 images
+        assert all(row["rows"] >= 16 and row["why"] for row in parallel)
         assert "parallel_sampling, diagonal" in table and "Break-even with 1 image" in table
     for picture in pictures:
         assert (tmp_path / f"{picture}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
