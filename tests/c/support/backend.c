@@ -122,13 +122,6 @@ static void fill(backend *list) {
         .stream = device_memory_stream,
     };
 }
-#elif defined __SANITIZE_THREAD__
-/* Which tasks run beside which is the same on every level. */
-enum { BACKENDS = 1 };
-
-static void fill(backend *list) {
-    list[0] = cpu_backend("cpu generic", DPCR_GENERIC);
-}
 #else
 enum { BACKENDS = DPCR_CPU_LEVELS };
 
