@@ -299,6 +299,20 @@ def test_auto_takes_the_loop_where_rows_are_not_free() -> None:
     close(found, expected(Denoiser(), make(steps=60), latents)[-1])
 
 
+def test_auto_remembers_that_sweeps_did_not_pay() -> None:
+    class Slow(Denoiser):
+        def forward(self, x: Tensor, t: Tensor, shift: Tensor | None = None) -> Tensor:
+            rows = [super(Slow, self).forward(x[i : i + 1], t[i : i + 1]) for i in range(len(x))]
+            return torch.cat(rows)
+
+    model, latents = Slow(), start(make(steps=60))
+    dpcr.sample(model.forward, make(steps=60), latents)
+    _, info = dpcr.sample(model, make(steps=60), latents, return_info=True)
+    assert info.sweeps == 0 and "an earlier call found" in info.plan.why
+    _, other = dpcr.sample(model, make(steps=60), latents[:1], return_info=True)
+    assert "an earlier call" not in other.plan.why
+
+
 def test_auto_takes_sweeps_where_they_pay_and_the_plan_can_be_pinned() -> None:
     class Latent(Denoiser):  # a call costs the same whatever its rows
         def forward(self, x: Tensor, t: Tensor, shift: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ from .solve import Chain, Rules, Window
 Callback = Callable[[int, Tensor, Tensor], object]
 #: Sweeps that are expected of a window where none have been seen: ``benchmarks/sampling.py``.
 _EXPECTED = {"zero": 1000, "identity": 20, "scalar": 40, "diagonal": 12, "dense": 6}
-#: model -> {kind of chain: sweeps that it took}
+#: model -> {kind of chain: sweeps that it took; 0: they did not pay}
 _seen: weakref.WeakKeyDictionary[Any, dict[Any, int]] = weakref.WeakKeyDictionary()
 
 
@@ -107,6 +107,9 @@ class Job:
         known = self._walk(before, first + 1, first + 2)
         self.step_seconds = chain.clock() - begin
         left = len(chain) - first - 2
+        if not plan.why and self._known_sweeps() == 0:
+            self._leave("an earlier call found that sweeps do not pay here")
+            return known, first + 2
         if not plan.why and self._expected() >= left:
             self._leave(f"about {self._expected()} sweeps are expected for {left} steps")
             return known, first + 2
@@ -134,8 +137,7 @@ class Job:
             if not states[-1].isfinite().all() or not self._go_on(window, seconds):
                 return
         if window.first >= len(chain):
-            with contextlib.suppress(TypeError):  # not every callable can be a weak key
-                _seen.setdefault(chain.denoiser.model, {})[self._key()] = window.sweeps
+            self._remember(window.sweeps)
 
     def _compare(self, state: Tensor, known: Tensor) -> None:
         close = torch.finfo(self.chain.out_dtype).eps ** 0.5 * 10
@@ -151,16 +153,22 @@ class Job:
     # ---- does it pay? ----------------------------------------------------------------------------
 
     def _key(self) -> Any:
-        schedule, plan = self.chain.schedule, self.plan
-        return (schedule.name, len(schedule), plan.jacobian, plan.window, plan.tolerance)
+        schedule, plan, batch = self.chain.schedule, self.plan, self.chain.denoiser.batch
+        return (schedule.name, len(schedule), batch, plan.jacobian, plan.window, plan.tolerance)
+
+    def _remember(self, sweeps: int) -> None:
+        with contextlib.suppress(TypeError):  # not every callable can be a weak key
+            _seen.setdefault(_owner(self.chain.denoiser.model), {})[self._key()] = sweeps
+
+    def _known_sweeps(self) -> int | None:
+        with contextlib.suppress(TypeError):
+            return _seen.get(_owner(self.chain.denoiser.model), {}).get(self._key())
+        return None
 
     def _expected(self) -> int:
-        seen: dict[Any, int] = {}
-        with contextlib.suppress(TypeError):
-            seen = _seen.get(self.chain.denoiser.model, {})
         length, window = len(self.chain), max(1, self.plan.window)
         guess = min(length, _EXPECTED[self.plan.jacobian] * -(-length // window))
-        return seen.get(self._key(), guess)
+        return self._known_sweeps() or guess
 
     def _go_on(self, window: Window, seconds: float) -> bool:
         self.sweep_seconds += seconds
@@ -168,6 +176,7 @@ class Job:
         more = max(1, self._expected() - window.sweeps)
         if self.plan.why or left == 0 or more * seconds < left * self.step_seconds:
             return True
+        self._remember(0)
         self._leave(
             f"{more} more sweeps of {seconds * 1e3:.3g} ms for {left} steps would not beat the "
             f"loop, {self.step_seconds * 1e3:.3g} ms a step"
@@ -203,6 +212,12 @@ class Job:
             plan,
             trajectory,
         )
+
+
+def _owner(model: Any) -> Any:
+    """The module that is called, whatever calls it; else the callable itself."""
+    modules = modules_of(model)
+    return modules[0] if modules else model
 
 
 def _versions(model: Any) -> list[tuple[int, int]]:
