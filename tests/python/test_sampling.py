@@ -295,6 +295,7 @@ def test_auto_takes_the_loop_where_rows_are_not_free() -> None:
     latents = start(make(steps=60))
     found, info = dpcr.sample(Slow(), make(steps=60), latents, return_info=True)
     assert not info.plan.parallel and "would not beat the loop" in info.plan.why
+    assert info.converged  # the loop's result, by choice
     assert info.sweeps <= 2 and info.sequential_steps > 40
     close(found, expected(Denoiser(), make(steps=60), latents)[-1])
 
@@ -518,7 +519,7 @@ def test_a_model_that_returns_nan_is_treated_as_the_loop_does() -> None:
     found, info = dpcr.sample(model, make(), latents, plan="parallel", return_info=True)
     assert torch.equal(found.isnan(), wanted.isnan())
     close(found.nan_to_num(), wanted.nan_to_num())
-    assert info.sweeps < 30
+    assert info.sweeps < 30 and not info.converged
 
 
 def test_an_exception_of_the_model_is_the_callers() -> None:

@@ -135,6 +135,8 @@ def test_a_loop_that_begins_late(name: str) -> None:
     ("name", "config", "options", "message"),
     [
         ("PNDM", {}, {}, "remembers four"),
+        ("DDIM", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {},
+         "from pure noise"),
         ("DPMSolverMultistep", {"solver_order": 3}, {}, "solver_order 1 or 2"),
         ("DPMSolverMultistep", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
          {}, "dpmsolver\\+\\+"),

@@ -7,7 +7,8 @@ depends on the others.  With ``plan="auto"`` sweeps go on only while
 
     (sweeps that are still expected) * (seconds of the last) < (steps left) * (seconds of a step)
 
-so that a chain that does not pay costs little more than the loop.
+so that a chain that does not pay costs one sweep more than the loop, the first time: that is
+remembered.  (With a batch that keeps the machine busy one sweep is as much as the whole loop.)
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .plan import SampleInfo, SamplePlan
 from .solve import Chain, Rules, Window
 
 Callback = Callable[[int, Tensor, Tensor], object]
-#: Sweeps that are expected of a window where none have been seen: ``benchmarks/sampling.py``.
+#: Sweeps that are expected of a window where none have been seen; examples/diffusion has what was.
 _EXPECTED = {"zero": 1000, "identity": 20, "scalar": 40, "diagonal": 12, "dense": 6}
 #: model -> {kind of chain: sweeps that it took; 0: they did not pay}
 _seen: weakref.WeakKeyDictionary[Any, dict[Any, int]] = weakref.WeakKeyDictionary()
@@ -50,7 +51,7 @@ class Job:
         self.residual: list[Tensor] = []
         self.walked = self.sweeps = 0
         self.step_seconds = self.sweep_seconds = 0.0
-        self.left = False  # the sweeps stopped paying
+        self.cut = False  # max_sweeps, or a state that is not finite, ended the sweeps
 
     def run(self, state: Tensor, first: int, guess: Tensor | None, finish: bool = True) -> Tensor:
         """From the input of step ``first`` to x_L; not ``finish``: as far as sweeps bring it."""
@@ -134,9 +135,12 @@ class Job:
                 self.finalise(step + i, states[i], errors[i])
             if self.preview is not None:
                 self.preview(window.sweeps, self.latents(window.states[-1]))
-            if not states[-1].isfinite().all() or not self._go_on(window, seconds):
+            if not states[-1].isfinite().all():
+                break
+            if not self._go_on(window, seconds):
                 return
-        if window.first >= len(chain):
+        self.cut = window.first < len(chain)
+        if not self.cut:
             self._remember(window.sweeps)
 
     def _compare(self, state: Tensor, known: Tensor) -> None:
@@ -153,8 +157,9 @@ class Job:
     # ---- does it pay? ----------------------------------------------------------------------------
 
     def _key(self) -> Any:
-        schedule, plan, batch = self.chain.schedule, self.plan, self.chain.denoiser.batch
-        return (schedule.name, len(schedule), batch, plan.jacobian, plan.window, plan.tolerance)
+        schedule, plan, calls = self.chain.schedule, self.plan, self.chain.denoiser
+        size = (len(schedule), calls.batch, calls.shape)
+        return (schedule.name, size, plan.jacobian, plan.window, plan.tolerance)
 
     def _remember(self, sweeps: int) -> None:
         with contextlib.suppress(TypeError):  # not every callable can be a weak key
@@ -184,7 +189,7 @@ class Job:
         return False
 
     def _leave(self, why: str) -> None:
-        self.plan, self.left = replace(self.plan, parallel=False, why=why), True
+        self.plan = replace(self.plan, parallel=False, why=why)
 
     # ---- the report ------------------------------------------------------------------------------
 
@@ -207,7 +212,7 @@ class Job:
             denoiser.calls,
             denoiser.rows,
             residual,
-            self.walked <= 2 or (not plan.parallel and not self.left),
+            not self.cut,
             self.walked,
             plan,
             trajectory,

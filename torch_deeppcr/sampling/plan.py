@@ -47,7 +47,8 @@ class SampleInfo(NamedTuple):
     rows: evaluated in these calls, a row being one sample in one step (guidance has two).
     residual: (L, B), the estimated error of each step's state when it became final, largest
         element; 0 for the steps that the loop made.
-    converged: whether every step became final within tolerance (or by the plan of a loop).
+    converged: False where sweeps ended before the chain, and the loop made the rest: after
+        ``max_sweeps``, or at a state that is not finite.
     sequential_steps: steps that the loop made.
     plan: the `SamplePlan`.
     trajectory: (L, B, ...) all states x_1..x_L, with ``return_trajectory=True``, else None.

@@ -186,9 +186,7 @@ class Schedule:
         table: dict[str, Any] = {
             name: column[first:].clone() for name, column in self._table.items()
         }
-        if first < len(
-            self
-        ):  # nothing to remember yet: the prediction before is taken for this one
+        if first < len(self):  # nothing to remember yet: this prediction stands for the one before
             table["x0"][0] += table["history"][0]
             table["history"][0] = 0
         corrector = self.corrector
@@ -207,15 +205,6 @@ class Schedule:
     def parts(self) -> int:
         """Tensors of the size of the latents in a state."""
         return 2 if self.remembers else 1
-
-    @property
-    def calls(self) -> int:
-        """Evaluations of the model that a step makes one after the other, at most."""
-        return 1 if self.corrector is None else 2
-
-    def evaluations(self, step: int) -> int:
-        """Evaluations of the model in that step of the loop."""
-        return 1 if self.corrector is None or not self.corrector.active[step] else 2
 
     def column(self, name: str, which: Tensor, like: Tensor) -> Tensor:
         """Of the steps ``which`` (K,), as (K, 1, 1) of the dtype and device of ``like``."""

@@ -73,13 +73,11 @@ def _no_options(name: str, options: dict[str, Any], **defaults: Any) -> None:
             )
 
 
-def _refuse(scheduler: Any, **reasons: bool) -> None:
-    for reason, refused in reasons.items():
-        if refused:
-            raise NotImplementedError(
-                f"scheduler: {type(scheduler).__name__} with {reason.replace('__', '=')} is not "
-                "supported"
-            )
+def _refuse(scheduler: Any, reason: str, refused: Tensor) -> None:
+    if bool(refused.any()):
+        raise NotImplementedError(
+            f"scheduler: {type(scheduler).__name__} {reason} is not supported"
+        )
 
 
 # ---- variance preserving: DDIM, DDPM -------------------------------------------------------------
@@ -89,7 +87,7 @@ def _prediction(config: Any, alpha: Tensor, sigma: Tensor, scheduler: Any) -> tu
     """Weights of x and of the output in the prediction of x0, for x = alpha x0 + sigma n."""
     kind, zero = config.prediction_type, torch.zeros_like(alpha)
     if kind == "epsilon":
-        _refuse(scheduler, prediction_type__epsilon_and_zero_terminal_SNR=bool((alpha == 0).any()))
+        _refuse(scheduler, "with prediction_type='epsilon' from pure noise", alpha == 0)
         return 1 / alpha, -sigma / alpha
     if kind in ("sample", "original_sample"):
         return zero, zero + 1
@@ -123,7 +121,7 @@ def _ddim(scheduler: Any, options: dict[str, Any]) -> Schedule:
     x0_sample, x0_model = _prediction(config, alpha, sigma, scheduler)
     x0, zero = bar_next.sqrt(), torch.zeros_like(bar)
     if clipped or config.prediction_type == "sample":
-        _refuse(scheduler, a_step_without_noise_to_predict=bool((sigma == 0).any()))
+        _refuse(scheduler, "that predicts noise where there is none", sigma == 0)
     if clipped:
         sample, model, x0 = direction / sigma, zero, x0 - direction * alpha / sigma
     elif config.prediction_type == "epsilon":

@@ -150,7 +150,7 @@ class Window:
             self.states = torch.cat((self.states, more))
         self.states = self.states[: last - self.first + 1]
         known, size = len(self.computed), last - self.first
-        if self.rules.jacobian != "zero" and size > known:
+        if self._structure() not in ("zero", "identity") and size > known:
             guess = self._guessed_slopes(torch.arange(self.first + known, last))
             self.slopes = guess if known == 0 else torch.cat((self.slopes, guess))
         self.computed = _grown(self.computed, size, False)
@@ -193,7 +193,7 @@ class Window:
         levels = self.chain.schedule.levels(which) * self.rules.tolerance
         rounding = self._rounding()
         structure = self._structure()
-        slopes = None if structure == "zero" else self.slopes
+        slopes = None if structure in ("zero", "identity") else self.slopes
         before = self.states
         self.states, error, converged = newton_update(
             before, ends, slopes, structure, levels.to(ends.device), rounding
@@ -208,10 +208,9 @@ class Window:
         return final, residual
 
     def _structure(self) -> str:
-        if self.rules.jacobian in ("identity", "scalar"):
-            if self.chain.schedule.parts == 2:
-                return "diagonal"
-            return "scalar"
+        """Of the slopes: where a state has two parts, a number for each of them is a diagonal."""
+        if self.chain.schedule.parts == 2 and self.rules.jacobian in ("identity", "scalar"):
+            return "diagonal"
         return self.rules.jacobian
 
     def _rounding(self) -> float:
