@@ -92,15 +92,6 @@ static bool settled(const struct newton *n) {
     return true;
 }
 
-static dpcr_block block_of(dpcr_structure structure) {
-    switch (structure) {
-    case DPCR_P_DENSE: return DPCR_DENSE;
-    case DPCR_P_DIAGONAL: return DPCR_DIAGONAL;
-    case DPCR_P_SCALAR: return DPCR_SCALAR;
-    default: return DPCR_IDENTITY;
-    }
-}
-
 /* d from r, with the P that there is. */
 static void solve(struct newton *n) {
     n->computed = dpcr_P_columns(n->options.structure, n->w) > 0
@@ -111,7 +102,7 @@ static void solve(struct newton *n) {
         n->skip[s] = !own; /* without a P: d = r */
     }
     if (!n->computed && n->free == DPCR_P_ZERO) return; /* d = r */
-    n->system.block = block_of(n->computed ? n->options.structure : n->free);
+    n->system.block = dpcr_block_of(n->computed ? n->options.structure : n->free);
     n->system.shared = n->system.block == DPCR_SCALAR;
     const int levels = dpcr_cyclic_reduction(&n->system, n->exec.device->recurrence[n->dtype]);
     for (int64_t s = 0; s < n->B; s++)

@@ -128,6 +128,16 @@ static inline DPCR_EVERYWHERE int64_t dpcr_P_size(dpcr_structure structure, int6
     }
 }
 
+/* Blocks of the linear system; with zero there is none. */
+static inline dpcr_block dpcr_block_of(dpcr_structure structure) {
+    switch (structure) {
+    case DPCR_P_DENSE: return DPCR_DENSE;
+    case DPCR_P_DIAGONAL: return DPCR_DIAGONAL;
+    case DPCR_P_SCALAR: return DPCR_SCALAR;
+    default: return DPCR_IDENTITY;
+    }
+}
+
 /* Element i of the vector v of segment k at a sweep: 1 or -1, the same for all samples (splitmix64). */
 static inline DPCR_EVERYWHERE bool dpcr_probe_is_negative(int64_t sweep, int64_t k, int64_t i) {
     uint64_t bits =

@@ -50,22 +50,13 @@ static dpcr_status check_arrays(const dpcr_update *u) {
 
 /* ---- the recurrence ------------------------------------------------------------------------- */
 
-static dpcr_block block_of(dpcr_structure structure) {
-    switch (structure) {
-    case DPCR_P_DENSE: return DPCR_DENSE;
-    case DPCR_P_DIAGONAL: return DPCR_DIAGONAL;
-    case DPCR_P_SCALAR: return DPCR_SCALAR;
-    default: return DPCR_IDENTITY;
-    }
-}
-
 /* d from r; A_1 is not read, because x0 is NULL */
 static dpcr_recurrence recurrence_of(const struct update_pass *pass) {
     const dpcr_update *u = &pass->update;
     const int64_t size = dpcr_P_size(u->structure, u->w), samples = u->shared ? 1 : u->B;
     return (dpcr_recurrence){
         .dtype = u->dtype,
-        .block = block_of(u->structure),
+        .block = dpcr_block_of(u->structure),
         .L = u->L,
         .B = u->B,
         .w = u->w,
