@@ -211,6 +211,36 @@ def test_half_precision_models_have_float32_states() -> None:
     assert info.sweeps < 30
 
 
+def test_autocast_is_the_models_business() -> None:
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.mix = nn.Linear(3, 3)
+            self.seen: set[torch.dtype] = set()
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            out = torch.tanh(self.mix(x)) + 0.5 * x
+            self.seen.add(self.mix(x).dtype)
+            return out
+
+    model, latents = Layers(), start(make())
+    wanted = expected(model, make(), latents)[-1]
+    model.seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dpcr.sample(model, make(), latents, plan="parallel")
+    assert model.seen == {torch.bfloat16} and found.dtype == torch.float32
+    close(found, wanted, 3e-2)
+
+
+def test_compiled_models() -> None:
+    latents, model = start(make()), Denoiser()
+    compiled = torch.compile(model, backend="eager", dynamic=True)
+    found, info = dpcr.sample(compiled, make(), latents, plan="parallel", return_info=True)
+    close(found, expected(model, make(), latents)[-1])
+    assert info.sweeps < 30
+
+
 def test_float64() -> None:
     latents = start(make()).double()
     found = dpcr.sample(Denoiser().double(), make(), latents, plan="parallel", tolerance=1e-10)
@@ -454,6 +484,31 @@ def test_models_with_step_caches() -> None:
         is_cache_enabled = True
 
     bad(ValueError, "Cached has a cache from step to step", model=Cached())
+
+
+def test_diffusers_own_hooks() -> None:
+    """Those with state are refused, whatever their names; others are not."""
+    from diffusers import hooks
+
+    def transformer() -> Any:
+        return diffusers.FluxTransformer2DModel(
+            patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
+            axes_dims_rope=(4, 4, 8),
+        ).eval()  # fmt: skip
+
+    cached = transformer()
+    hooks.apply_first_block_cache(cached, hooks.FirstBlockCacheConfig(threshold=0.1))
+    bad(ValueError, "has the hook 'fbc_leader_block_hook', which keeps state", model=cached)
+    repeated = transformer()
+    every = hooks.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 1
+    )
+    hooks.apply_pyramid_attention_broadcast(repeated, every)
+    bad(ValueError, "has the hook 'pyramid_attention_broadcast'", model=repeated)
+    cast = Denoiser()
+    hooks.apply_layerwise_casting(cast, torch.float8_e4m3fn, torch.float32, skip_modules_pattern=())
+    dpcr.sample(cast, make(), start(make()), plan="parallel")
 
 
 def test_models_that_change_from_call_to_call() -> None:

@@ -60,10 +60,10 @@ def refuse_state(model: Any) -> None:
                 "steps run in parallel; call disable_cache() first"
             )
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", None) or {}
-        cached = [name for name in hooks if "cache" in name or "broadcast" in name]
-        if cached:
+        stateful = [name for name, hook in hooks.items() if getattr(hook, "_is_stateful", False)]
+        if stateful:
             raise ValueError(
-                f"model: {kind} has the hook {cached[0]!r}, which carries state from step to step; "
+                f"model: {kind} has the hook {stateful[0]!r}, which keeps state from step to step; "
                 "remove it first"
             )
         if not module.training:
