@@ -193,6 +193,37 @@ def test_a_transformer_with_packed_latents_and_scaled_times() -> None:
     assert float((found - wanted).abs().max()) < 1e-4 and replay.info.sweeps < 20
 
 
+def test_guided_arguments_in_dicts_follow_their_half() -> None:
+    """SDXL's ``added_cond_kwargs``: doubled as the latents are, in a dict, beside shared ones."""
+
+    class Network(torch.nn.Module):
+        def forward(self, sample: Tensor, timestep: Tensor, extra: dict[str, Any]) -> Tensor:
+            assert extra["table"].shape == (7,) and len(extra["text"][0]) == len(sample)
+            return torch.tanh(sample) + extra["text"][0]
+
+    class Pipe:
+        def __init__(self) -> None:
+            self.unet = Network()
+            self.scheduler = diffusers.DDIMScheduler(clip_sample=False)
+
+        @torch.no_grad()
+        def __call__(self, latents: Tensor, text: Tensor) -> Tensor:
+            self.scheduler.set_timesteps(STEPS)
+            both = torch.cat((torch.zeros_like(text), text))
+            for t in self.scheduler.timesteps:
+                extra = {"text": [both], "table": torch.arange(7)}
+                u, c = self.unet(torch.cat((latents, latents)), t, extra).chunk(2)
+                latents = self.scheduler.step(u + 3.0 * (c - u), t, latents).prev_sample
+            return latents
+
+    pipe, latents, text = Pipe(), torch.randn(2, 4), 0.3 * torch.randn(2, 4)
+    wanted = pipe(latents, text)
+    with dpcr.parallel_sampling(pipe, plan="parallel") as replay:
+        found = pipe(latents, text)
+    assert float((found - wanted).abs().max()) < 1e-4
+    assert replay.info.sweeps < STEPS - 2 and replay.info.rows % 4 == 0
+
+
 def test_image_to_image_begins_late() -> None:
     pipe = stable_diffusion(clip_sample=False)
     late = quiet(diffusers.StableDiffusionImg2ImgPipeline(**pipe.components))

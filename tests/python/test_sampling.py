@@ -161,14 +161,15 @@ def test_guidance_and_arguments_that_follow_the_batch() -> None:
 
     def nested(x: Tensor, t: Tensor, conditions: dict[str, list[Tensor]], table: Tensor) -> Tensor:
         assert table.shape == (2, 5)  # shared, although its size is that of the batch
+        assert conditions["names"][0].shape == (7,)  # not of the batch's size
         return model(x, t, conditions["shift"][0])
 
     found, info = dpcr.sample(
         nested,
         make(),
         latents,
-        model_kwargs={"conditions": {"shift": [with_]}},
-        negative_kwargs={"conditions": {"shift": [without]}},
+        model_kwargs={"conditions": {"shift": [with_], "names": [torch.zeros(7)]}},
+        negative_kwargs={"conditions": {"shift": [without], "names": [torch.zeros(7)]}},
         shared_kwargs={"table": torch.zeros(2, 5)},
         guidance_scale=2.5,
         plan="parallel",
@@ -452,6 +453,15 @@ def bad(error: type[Exception], message: str, *, model: Any = None, **arguments:
 )
 def test_arguments(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
     bad(error, message, **arguments)
+
+
+def test_unconditional_arguments_of_another_shape() -> None:
+    bad(
+        ValueError,
+        r"negative_kwargs\['shift'\] must be a tensor of the shape",
+        model_kwargs={"shift": torch.zeros(2, 2, 3)},
+        negative_kwargs={"shift": torch.zeros(2, 6)},
+    )
 
 
 def test_dense_slopes_of_large_latents() -> None:

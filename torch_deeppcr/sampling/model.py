@@ -127,9 +127,10 @@ class ModelCalls:
         arguments = follow(self.arguments, rows, self.batch)
         if self.negative is None:
             return self._run(x, timesteps, arguments)
-        negative = follow(self.negative, rows, self.batch)
+        unconditional = follow(self.arguments | self.negative, rows, self.batch)
         both = {
-            key: _joined(key, negative.get(key, value), value) for key, value in arguments.items()
+            key: _joined(key, unconditional[key], arguments[key], self.arguments[key], self.batch)
+            for key in arguments
         }
         out = self._run(torch.cat((x, x)), torch.cat((timesteps, timesteps)), both)
         without, with_ = out.chunk(2)
@@ -152,17 +153,24 @@ class ModelCalls:
         return out
 
 
-def _joined(name: str, negative: Any, positive: Any) -> Any:
-    if isinstance(positive, Tensor):
-        if not isinstance(negative, Tensor) or negative.shape[1:] != positive.shape[1:]:
+def _joined(name: str, negative: Any, positive: Any, given: Any, batch: int) -> Any:
+    """Arguments of both halves of the rows; ``given`` is what the user did, and tells what follows
+    the batch.  The rest is shared by the halves, and is the positive one's."""
+    if isinstance(given, Tensor):
+        if given.dim() == 0 or given.shape[0] != batch:
+            return positive
+        if not isinstance(negative, Tensor) or negative.shape != positive.shape:
             raise ValueError(
                 f"negative_kwargs[{name!r}] must be a tensor of the shape of its counterpart in "
                 "model_kwargs"
             )
         return torch.cat((negative, positive))
-    if isinstance(positive, dict):
-        return {key: _joined(key, negative[key], value) for key, value in positive.items()}
-    if isinstance(positive, (list, tuple)):
-        pairs = zip(negative, positive, strict=True)
-        return type(positive)(_joined(name, a, b) for a, b in pairs)
+    if isinstance(given, dict):
+        return {
+            key: _joined(name, negative[key], positive[key], item, batch)
+            for key, item in given.items()
+        }
+    if isinstance(given, (list, tuple)):
+        parts = zip(negative, positive, given, strict=True)
+        return type(given)(_joined(name, *part, batch) for part in parts)
     return positive

@@ -138,8 +138,8 @@ def sorted_arguments(others: dict[str, Any], batch: int, copies: int) -> Argumen
     arguments = Arguments({}, {}, {})
     for name, value in others.items():
         if _follows(value, batch * copies):
-            arguments.negative[name] = _half(value, batch, 0)
-            arguments.positive[name] = _half(value, batch, copies - 1)
+            arguments.negative[name] = _half(value, batch, copies, 0)
+            arguments.positive[name] = _half(value, batch, copies, copies - 1)
         else:
             arguments.shared[name] = value
     return arguments
@@ -155,13 +155,15 @@ def _follows(value: Any, rows: int) -> bool:
     return False
 
 
-def _half(value: Any, batch: int, which: int) -> Any:
+def _half(value: Any, batch: int, copies: int, which: int) -> Any:
+    """Rows of one half, of what has them; the rest as it is."""
     if isinstance(value, Tensor):
-        return value[which * batch : (which + 1) * batch] if value.dim() else value
+        follows = _follows(value, batch * copies)
+        return value[which * batch : (which + 1) * batch] if follows else value
     if isinstance(value, dict):
-        return {key: _half(item, batch, which) for key, item in value.items()}
+        return {key: _half(item, batch, copies, which) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_half(item, batch, which) for item in value)
+        return type(value)(_half(item, batch, copies, which) for item in value)
     return value
 
 
