@@ -14,7 +14,8 @@
 
 enum { STEPS = 5, SEGMENTS = 2 };
 
-static const int64_t batches[] = {1, 3, 33, 70};
+static const int64_t batches[] = {1, REDUCED > 1 ? 33 : 3, REDUCED > 1 ? 3 : 33,
+                                  REDUCED > 1 ? 9 : 70}; /* few where wide */
 
 /* ---- the pattern ---------------------------------------------------------------------------- */
 

@@ -174,7 +174,8 @@ static void check_family(int family, int k, const backend *at) {
     for (int i = 0; i < DPCR_PARAMETERS; i++)
         if (chain_row_has(&row, i)) row.present |= 1U << i;
     chain_case c = chain_case_create(&row, k % 2 ? DPCR_F64 : DPCR_F32);
-    for (int i = 0; i < 3; i++) check_case(&c, segments[i], at);
+    for (int i = 0; i < 3; i++)
+        if (REDUCED < 2 || i != k % 3) check_case(&c, segments[i], at);
     chain_case_destroy(&c);
 }
 

@@ -15,6 +15,7 @@
 #include "support/newton_answer.h"
 #include "support/newton_rows.h"
 #include "support/numbers.h"
+#include "support/reduced.h"
 #include "support/rng.h"
 
 #include <stdlib.h>
@@ -296,8 +297,8 @@ int main(void) {
     int rows;
     newton_row *table = newton_rows(&rows);
     for (int r = 0; r < rows; r++) {
-        check_row(&table[r], DPCR_F32, r);
-        check_row(&table[r], DPCR_F64, r);
+        if (reduced_has(r, DPCR_F32)) check_row(&table[r], DPCR_F32, r);
+        if (reduced_has(r, DPCR_F64)) check_row(&table[r], DPCR_F64, r);
     }
     free(table);
     return check_finish();

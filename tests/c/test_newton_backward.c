@@ -11,6 +11,7 @@
 #include "support/newton_answer.h"
 #include "support/newton_rows.h"
 #include "support/numbers.h"
+#include "support/reduced.h"
 #include "support/rng.h"
 
 #include <stdio.h>
@@ -256,8 +257,8 @@ int main(void) {
     int rows;
     newton_row *table = newton_rows(&rows);
     for (int r = 0; r < rows; r++) {
-        check_row(&table[r], DPCR_F32, r);
-        check_row(&table[r], DPCR_F64, r + 1);
+        if (reduced_has(r, DPCR_F32)) check_row(&table[r], DPCR_F32, r);
+        if (reduced_has(r, DPCR_F64)) check_row(&table[r], DPCR_F64, r + 1);
     }
     free(table);
     return check_finish();

@@ -84,7 +84,7 @@ enum { STRIDE = REDUCED > 1 ? 3 : 1 };
 static void check_hourglass(const backend *at, dpcr_dtype dtype) {
     static const int64_t shapes[][2] = {{1, 4}, {5, 4}, {3, 8}, {33, 3}, {2, 16}};
     int64_t verdicts[3] = {0};
-    for (int k = 0; k < 5; k++) {
+    for (int k = 0; k < 5; k += REDUCED > 1 ? 2 : 1) {
         chain_case c =
             trap_hourglass(k % 2 ? DPCR_LEAKY_RELU : DPCR_RELU, 96, shapes[k][0], shapes[k][1], dtype);
         each_way(&c, "shrinks, grows, shrinks", (ways){{96, 48, 13, 3}, false}, at, verdicts);
@@ -96,7 +96,7 @@ static void check_hourglass(const backend *at, dpcr_dtype dtype) {
 static void check_vanishing(const backend *at, dpcr_dtype dtype) {
     int64_t verdicts[3] = {0};
     for (int k = 0; k < 4; k += STRIDE) {
-        const chain_row row = trap_layers(DPCR_TANH, k % 2 ? 700 : 384, k < 2 ? 3 : 5, 4, 0.95);
+        const chain_row row = trap_layers(DPCR_TANH, k % 2 ? 700 : 384, (k < 2 ? 3 : 5) / STRIDE, 4, 0.95);
         chain_case c = chain_case_create(&row, dtype);
         each_way(&c, "vanishing tanh", (ways){{row.L, 96, 50, 7}, false}, at, verdicts);
         chain_case_destroy(&c);
@@ -110,7 +110,7 @@ static void check_drift(const backend *at, dpcr_dtype dtype) {
     static const double places[] = {1, 2, 3, 10};
     int64_t verdicts[3] = {0};
     for (int k = 0; k < 4; k += STRIDE) {
-        chain_row row = trap_layers(DPCR_LINEAR, 600, k % 2 ? 2 : 5, 4, 0);
+        chain_row row = trap_layers(DPCR_LINEAR, 600, k % 2 || REDUCED > 1 ? 2 : 5, 4, 0);
         row.step = DPCR_RESIDUAL;
         row.present |= 1U << DPCR_W2 | 1U << DPCR_B2;
         row.scale = 1;
@@ -130,7 +130,7 @@ static void check_long(const backend *at, dpcr_dtype dtype) {
     row.present |= 1U << DPCR_B1;
     chain_case c = chain_case_create(&row, dtype);
     each_way(&c, "long", (ways){{1025, 1024, 256, 33}, false}, at, verdicts);
-    CHECK(verdicts[DPCR_CONVERGED] >= 16, "%d converged", (int)verdicts[DPCR_CONVERGED]);
+    CHECK(verdicts[DPCR_CONVERGED] >= (REDUCED > 1 ? 8 : 16), "%d converged", (int)verdicts[DPCR_CONVERGED]);
     chain_case_destroy(&c);
 }
 

@@ -17,7 +17,9 @@
 /* Multiply-adds of a forward pass at most; far fewer where a kink makes gradients jump: such a chain
  * is only usable as long as no pre-activation falls on a kink. */
 enum {
-    COST = REDUCED ? 100000 : 3000000,
+    COST = REDUCED > 1 ? 40000
+    : REDUCED          ? 100000
+                       : 3000000,
     BENT = 200000,
     KEEP = REDUCED > 1 ? 17
     : REDUCED          ? 4

@@ -17,7 +17,9 @@
 
 /* Multiply-adds of a sweep at most: where the shape is drawn, and where half of it is given. */
 enum {
-    COST = REDUCED ? 50000 : 200000,
+    COST = REDUCED > 1 ? 25000
+    : REDUCED          ? 50000
+                       : 200000,
     LARGE = 1000000,
     KEEP = REDUCED > 1 ? 13
     : REDUCED          ? 4

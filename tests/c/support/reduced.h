@@ -6,6 +6,10 @@
 #ifndef DEEPPCR_TEST_REDUCED_H
 #define DEEPPCR_TEST_REDUCED_H
 
+#include "pcr/pcr.h"
+
+#include <stdbool.h>
+
 #if defined DPCR_TEST_REDUCED
 enum { REDUCED = DPCR_TEST_REDUCED };
 #elif defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
@@ -13,5 +17,10 @@ enum { REDUCED = 2 };
 #else
 enum { REDUCED = 0 };
 #endif
+
+/* Where tables are to be thin a row is checked in one of the two dtypes. */
+static inline bool reduced_has(int row, dpcr_dtype dtype) {
+    return REDUCED < 2 || row / 4 % 2 == (dtype == DPCR_F64);
+}
 
 #endif

@@ -20,9 +20,10 @@ chain_case trap_hourglass(dpcr_activation activation, int64_t L, int64_t B, int6
 enum { TRAP_WAYS = 6 };
 dpcr_newton trap_options(dpcr_dtype dtype, int way);
 
-/* Where tables are thin: diagonal but for the first number of segments, and scalar, which is identity or zero. */
+/* Where tables are thin: every second way in turn, diagonal but for the first number of segments, and scalar,
+ * which is identity or zero. */
 static inline bool trap_is_left_out(int way, int segments) {
-    return REDUCED > 1 && (way == 5 || (way == 4 && segments > 0));
+    return REDUCED > 1 && ((way + segments) % 2 == 1 || way == 5 || (way == 4 && segments > 0));
 }
 
 #endif
