@@ -93,17 +93,32 @@ static void FN(add_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, in
 
 /* rows (count, stride) -> out (m) = their sum */
 static void FN(sum_rows)(int64_t m, int64_t count, const REAL *rows, int64_t stride, REAL *out) {
-    for (int64_t i = 0; i < m; i++) out[i] = rows[i];
-    for (int64_t s = 1; s < count; s++)
-        for (int64_t i = 0; i < m; i++) out[i] += rows[s * stride + i];
+    static const REAL one = 1;
+    FN(panel_product)(1, m, count, &(struct FN(matrix)){&one, 0, 0}, &(struct FN(panel)){rows, stride}, NULL,
+                      out, m);
 }
 
 /* G rows (count, stride), X rows (count, stride) -> out (m) = sum of g . x */
 static void FN(sum_products)(int64_t m, int64_t count, const REAL *G, const REAL *X, int64_t stride,
                              REAL *out) {
-    memset(out, 0, (size_t)m * sizeof(REAL));
-    for (int64_t s = 0; s < count; s++)
-        for (int64_t i = 0; i < m; i++) out[i] += G[s * stride + i] * X[s * stride + i];
+    int64_t i = 0;
+    for (; i + LANES <= m; i += LANES) {
+        VEC sum = {0};
+        for (int64_t s = 0; s < count; s++)
+            sum += FN(load)(G + s * stride + i) * FN(load)(X + s * stride + i);
+        FN(store)(out + i, sum);
+    }
+    for (; i + 4 <= m; i += 4) {
+        FN(quad) sum = {0};
+        for (int64_t s = 0; s < count; s++)
+            sum += *(const FN(quad) *)(G + s * stride + i) * *(const FN(quad) *)(X + s * stride + i);
+        *(FN(quad) *)(out + i) = sum;
+    }
+    for (; i < m; i++) {
+        REAL sum = 0;
+        for (int64_t s = 0; s < count; s++) sum += G[s * stride + i] * X[s * stride + i];
+        out[i] = sum;
+    }
 }
 
 /* ---- what a step kind offers ---------------------------------------------------------------- */

@@ -4,5 +4,6 @@
 #undef REAL_BYTES
 #undef INT
 #undef FN
+#undef QUAD
 #undef VEC
 #undef LANES

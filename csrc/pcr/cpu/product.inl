@@ -20,6 +20,8 @@
 
 typedef REAL FN(vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 typedef INT FN(mask) __attribute__((vector_size(VECTOR_BYTES)));
+typedef REAL FN(quad) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+typedef INT FN(quad_mask) __attribute__((vector_size(4 * sizeof(REAL))));
 #define VEC FN(vec)
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
 
@@ -88,19 +90,39 @@ INLINE void FN(micro_rows)(const int C, const bool add, int64_t m, int64_t k, st
         FN(micro)(1, C, add, k, FN(from_row)(W, r), X, bias ? bias + r : NULL, Y + r * ldy, ldy);
 }
 
-/* The same for fewer lanes than a vector has: copied to whole vectors and back. */
+/* The same for fewer lanes than a vector has: its halves, their halves, down to one lane. */
+#define PART 1
+#define SIZED(name) FN(name##_1)
+#include "pcr/cpu/part.inl"
+#if 2 * REAL_BYTES < VECTOR_BYTES
+#define PART 2
+#define SIZED(name) FN(name##_2)
+#include "pcr/cpu/part.inl"
+#endif
+#if 4 * REAL_BYTES < VECTOR_BYTES
+#define PART 4
+#define SIZED(name) FN(name##_4)
+#include "pcr/cpu/part.inl"
+#endif
+#if 8 * REAL_BYTES < VECTOR_BYTES
+#define PART 8
+#define SIZED(name) FN(name##_8)
+#include "pcr/cpu/part.inl"
+#endif
+
 INLINE void FN(micro_tail)(int64_t n, const bool add, int64_t m, int64_t k, struct FN(matrix) W,
                            struct FN(panel) X, const REAL *bias, REAL *Y, int64_t ldy) {
-    for (int64_t r = 0; r < m; r++) {
-        VEC acc = FN(splat)(bias ? bias[r] : 0);
-        for (int64_t j = 0; add && j < n; j++) acc[j] = Y[r * ldy + j];
-        for (int64_t i = 0; i < k; i++) {
-            VEC x = {0};
-            for (int64_t j = 0; j < n; j++) x[j] = X.data[i * X.row + j];
-            acc += FN(splat)(W.data[r * W.row + i * W.column]) * x;
-        }
-        for (int64_t j = 0; j < n; j++) Y[r * ldy + j] = acc[j];
-    }
+    int64_t j = 0;
+#if 8 * REAL_BYTES < VECTOR_BYTES
+    if (n & 8) FN(part_8)(add, m, k, W, X, bias, Y, ldy), j = 8;
+#endif
+#if 4 * REAL_BYTES < VECTOR_BYTES
+    if (n & 4) FN(part_4)(add, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy), j += 4;
+#endif
+#if 2 * REAL_BYTES < VECTOR_BYTES
+    if (n & 2) FN(part_2)(add, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy), j += 2;
+#endif
+    if (n & 1) FN(part_1)(add, m, k, W, FN(from_lane)(X, j), bias, Y + j, ldy);
 }
 
 /* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) rows of ldy */
@@ -152,6 +174,12 @@ INLINE VEC FN(shuffle)(VEC a, VEC b, FN(mask) order) {
 INLINE VEC FN(shuffle)(VEC a, VEC b, FN(mask) order) {
     return __builtin_shuffle(a, b, order);
 }
+#endif
+
+#ifdef __clang__
+#define QUAD(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define QUAD(a, b, ...) __builtin_shuffle(a, b, (FN(quad_mask)){__VA_ARGS__})
 #endif
 
 /* [a b] -> sums of neighbouring pairs, those of a first */
