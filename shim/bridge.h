@@ -93,6 +93,8 @@ inline Tensor packed(const Tensor &tensor) {
 
 // ---- memory: PyTorch's, with PyTorch's own message where it runs out ------------------------------
 
+inline constexpr size_t kManyBytes = size_t(4) << 20;
+
 // On the device of another tensor.
 inline Tensor allocate(const Shape &shape, ScalarType type, const Tensor &beside) {
     Shape strides(shape.size(), 1);
@@ -109,7 +111,10 @@ inline Tensor allocate(const Shape &shape, ScalarType type, const Tensor &beside
         throw std::runtime_error(torch_exception_get_what_without_backtrace
                                      ? std::string(torch_exception_get_what_without_backtrace())
                                      : "PyTorch could not allocate a tensor of shape " + text(shape));
-    return Tensor(handle);
+    const Tensor tensor(handle);
+    const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
+    if (bytes >= kManyBytes) expect_writes(tensor.mutable_data_ptr(), bytes);
+    return tensor;
 }
 
 inline Tensor allocate_like(const Tensor &tensor) {

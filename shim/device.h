@@ -24,6 +24,9 @@ int32_t device_type();
 // Which of the devices of this type a tensor that is on one is on.
 int32_t device_index(const Tensor &tensor);
 
+// Told of memory that a call has just taken and is about to write.
+void expect_writes(void *data, size_t bytes);
+
 // Where and how a call runs; the device is the current one as long as this lives.
 struct Run {
     std::optional<torch::stable::accelerator::DeviceGuard> guard;

@@ -23,6 +23,7 @@ typedef INT FN(mask) __attribute__((vector_size(VECTOR_BYTES)));
 typedef REAL FN(quad) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 typedef INT FN(quad_mask) __attribute__((vector_size(4 * sizeof(REAL))));
 #define VEC FN(vec)
+
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
 
 /* Both go by pointer: by value they would pass through the stack, 10 ns a step at w = 16. */
@@ -52,6 +53,12 @@ INLINE VEC FN(load)(const REAL *p) {
 
 INLINE void FN(store)(REAL *p, VEC v) {
     *(VEC *)p = v;
+}
+
+/* Weights are read once: by the time a processor has noticed the stream a small matrix is over.  Stacked, that of the
+ * next step lies behind it, and that of the step before in front.  p may lie anywhere: a fetch does not fault. */
+INLINE void FN(fetch)(const REAL *p) {
+    __builtin_prefetch(p);
 }
 
 INLINE VEC FN(splat)(REAL a) {
@@ -189,16 +196,39 @@ INLINE VEC FN(add_pairs)(VEC a, VEC b) {
     return FN(shuffle)(a, b, even) + FN(shuffle)(a, b, odd);
 }
 
-/* LANES rows of dot products with x, in lanes: k in whole vectors, then one by one */
+/* elements, of 4 KiB */
+enum { FN(ahead) = 4096 / REAL_BYTES };
+
+/* row . x in whole vectors, in lanes; four chains, because one would wait for every add */
+INLINE VEC FN(dot_vectors)(int64_t k, const REAL *row, const REAL *x) {
+    VEC acc[4] = {{0}, {0}, {0}, {0}};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= k; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            acc[c] += FN(load)(row + i + c * LANES) * FN(load)(x + i + c * LANES);
+            FN(fetch)(row + i + c * LANES + FN(ahead));
+        }
+    for (; i + LANES <= k; i += LANES) acc[0] += FN(load)(row + i) * FN(load)(x + i);
+    return (acc[0] + acc[1]) + (acc[2] + acc[3]);
+}
+
+/* LANES rows of dot products with x, in lanes: k in whole vectors, then one by one.  Row after row where they are
+ * long, as memory streams best; side by side where a row is a vector or a few. */
 INLINE VEC FN(dot_rows)(int64_t k, const REAL *W, int64_t rs, const REAL *x) {
     VEC acc[LANES];
-#pragma GCC unroll 16
-    for (int r = 0; r < LANES; r++) acc[r] = (VEC){0};
     int64_t i = 0;
-    for (; i + LANES <= k; i += LANES) {
-        const VEC v = FN(load)(x + i);
+    if (k >= 4 * LANES) {
+        for (int r = 0; r < LANES; r++) acc[r] = FN(dot_vectors)(k, W + r * rs, x);
+        i = k / LANES * LANES;
+    } else {
 #pragma GCC unroll 16
-        for (int r = 0; r < LANES; r++) acc[r] += FN(load)(W + r * rs + i) * v;
+        for (int r = 0; r < LANES; r++) acc[r] = (VEC){0};
+        for (; i + LANES <= k; i += LANES) {
+            const VEC v = FN(load)(x + i);
+#pragma GCC unroll 16
+            for (int r = 0; r < LANES; r++) acc[r] += FN(load)(W + r * rs + i) * v;
+        }
     }
 #pragma GCC unroll 5
     for (int half = LANES / 2; half > 0; half /= 2)
@@ -230,24 +260,31 @@ INLINE VEC FN(combine_columns)(int64_t k, const REAL *W, int64_t cs, const REAL 
     return (acc[0] + acc[1]) + (acc[2] + acc[3]);
 }
 
-/* 8 LANES outputs at once: 8 chains of their own, and whole stretches of each row of W^T for the prefetcher */
-INLINE void FN(combine_wide_columns)(int64_t k, const REAL *W, int64_t cs, const REAL *x, const REAL *b,
-                                     REAL *y) {
-    VEC acc[8];
-    for (int v = 0; v < 8; v++) acc[v] = b ? FN(load)(b + v * LANES) : (VEC){0};
+/* V vectors of outputs at once, a constant at every call: V chains, and whole stretches of each row of W^T.  Chains run
+ * backwards through their steps where W is transposed: the step before has its row at the same place. */
+INLINE void FN(combine_wide_columns)(const int V, int64_t k, const REAL *W, int64_t cs, const REAL *x,
+                                     const REAL *b, REAL *y) {
+    VEC acc[16];
+    for (int v = 0; v < V; v++) acc[v] = b ? FN(load)(b + v * LANES) : (VEC){0};
     for (int64_t i = 0; i < k; i++)
-#pragma GCC unroll 8
-        for (int v = 0; v < 8; v++) acc[v] += FN(load)(W + i * cs + v * LANES) * x[i];
-    for (int v = 0; v < 8; v++) FN(store)(y + v * LANES, acc[v]);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; v++) {
+            acc[v] += FN(load)(W + i * cs + v * LANES) * x[i];
+            FN(fetch)(W + (i - k) * cs + v * LANES);
+        }
+    for (int v = 0; v < V; v++) FN(store)(y + v * LANES, acc[v]);
 }
 
 /* W (m,k), a stride of which is 1; x (k), b (m) or NULL -> y (m), which may be b */
 static void FN(any_matvec)(int64_t m, int64_t k, const struct FN(matrix) * matrix, const REAL *x,
                            const REAL *b, REAL *y) {
+    enum { kWide = VECTOR_REGISTERS == 32 ? 16 : 8 };
     const struct FN(matrix) W = *matrix;
     int64_t r = 0;
-    for (; W.column != 1 && r + 8 * LANES <= m; r += 8 * LANES)
-        FN(combine_wide_columns)(k, W.data + r, W.column, x, b ? b + r : NULL, y + r);
+    for (; W.column != 1 && r + kWide * LANES <= m; r += kWide * LANES)
+        FN(combine_wide_columns)(kWide, k, W.data + r, W.column, x, b ? b + r : NULL, y + r);
+    for (; W.column != 1 && r + 4 * LANES <= m; r += 4 * LANES)
+        FN(combine_wide_columns)(4, k, W.data + r, W.column, x, b ? b + r : NULL, y + r);
     for (; r + LANES <= m; r += LANES) {
         VEC sum = W.column == 1 ? FN(dot_rows)(k, W.data + r * W.row, W.row, x)
                                 : FN(combine_columns)(k, W.data + r, W.column, x);
