@@ -201,6 +201,8 @@ class Planner:
     def __init__(self) -> None:
         self._seen: dict[tuple[Any, ...], dict[int, Sweeps]] = {}
         self._choices: dict[Problem, Choice] = {}
+        #: What `_solve` needs of calls like earlier ones that one segment is best for.
+        self.ready: dict[Any, Any] = {}
 
     def choose(self, problem: Problem) -> Choice:
         choice = self._choices.get(problem)
@@ -216,6 +218,7 @@ class Planner:
         if seen.get(segments) != sweeps:
             seen[segments] = sweeps
             self._choices.clear()
+            self.ready.clear()
 
     def expected(self, problem: Problem, segments: int) -> Sweeps:
         """The sweeps seen; else at least those of fewer segments, and few."""

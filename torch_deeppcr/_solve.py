@@ -47,6 +47,9 @@ def run(
     kind: ChainKind, step: tuple[Any, ...], call: Call, state: Tensor, *parameters: Tensor | None
 ) -> Output:
     """step: the options of the kind.  state, parameters: as the user gave them."""
+    again = _again(kind, step, call, state, parameters)
+    if again and (z := _run_again(kind, again, state, parameters)) is not None:
+        return z
     state = _checks.real_tensor("input", state)
     guess = call.warm_start
     if autocast_enabled(state):
@@ -83,6 +86,8 @@ def run(
     if len(outer) != 1:
         z = z.unflatten(0, outer) if outer else z.squeeze(0)
     if not call.return_states and not call.return_info:
+        if again and choice.segments == 1 and len(outer) == 1 and info is not None:
+            again.remember(options, torch.get_num_threads())
         return z
     result: list[Any] = [z]
     if call.return_states:
@@ -92,6 +97,92 @@ def run(
     if call.return_info:
         result.append(_info(kind, call, choice, options, state, parameters, outer, info))
     return tuple(result)
+
+
+# ---- a call like an earlier one ------------------------------------------------------------------
+
+_MOST_READY = 64
+
+
+class _Ready(NamedTuple):
+    options: Options
+    step: tuple[Any, ...]
+    solver: Solver
+    threads: int
+
+
+class _Again(NamedTuple):
+    """A call of a module in which there is nothing to decide, if one like it has been before."""
+
+    planner: Planner
+    key: tuple[Any, ...]
+    step: tuple[Any, ...]
+    solver: Solver
+    recording: bool
+
+    def remember(self, options: Options, threads: int) -> None:
+        ready = self.planner.ready
+        if len(ready) >= _MOST_READY:
+            ready.clear()
+        ready[self.key] = _Ready(options, self.step, self.solver, threads)
+
+
+def _again(
+    kind: ChainKind,
+    step: tuple[Any, ...],
+    call: Call,
+    state: Any,
+    parameters: tuple[Any, ...],
+) -> _Again | None:
+    """None where a call is not of the plainest kind."""
+    planner = call.planner
+    if (
+        planner is None
+        or torch.compiler.is_compiling()
+        or type(state) not in _PLAIN
+        or not state.is_cpu
+        or call.warm_start is not None
+        or call.return_states is not False
+        or call.return_info is not False
+        or not all(kind.stacked)
+        or func_active()
+        or forward_ad_active()
+        or torch._C._is_any_autocast_enabled()
+        or sequential_wanted()
+    ):
+        return None
+    recording = torch.is_grad_enabled() and (
+        state.requires_grad or any([p is not None and p.requires_grad for p in parameters])
+    )
+    key = (kind.name, state.shape, parameters[0].shape, state.dtype, recording, call.frozen)
+    return _Again(planner, key, step, call.solver, recording)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _run_again(
+    kind: ChainKind, again: _Again, state: Tensor, parameters: tuple[Any, ...]
+) -> Tensor | None:
+    """The operator at once, which checks its inputs itself.  None where there was no such call, or
+    it fails: the long way then says why in the words of the caller."""
+    ready = again.planner.ready.get(again.key)
+    if (
+        ready is None
+        or ready.solver is not again.solver
+        or ready.step != again.step
+        or ready.threads != torch.get_num_threads()
+    ):
+        return None
+    options = ready.options
+    try:
+        if again.recording:
+            return _chain.RecordedChain.apply(
+                kind, options, options.kept, state, *parameters, None
+            )[0]
+        return _chain.run(kind, options, "nothing", state, *parameters, None)[0]
+    except Exception:
+        return None
 
 
 def to_float32(value: Any) -> Any:
