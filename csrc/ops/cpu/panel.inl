@@ -80,6 +80,9 @@ static void FN(scale_panel)(int64_t w, int64_t n, int64_t lanes, const REAL *D, 
 /* G rows (count, gs), X rows (count, xs) -> out (m,k) = sum of the outer products g x^T */
 static void FN(sum_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, int64_t gs, const REAL *X,
                           int64_t xs, REAL *out) {
+    for (int64_t i = 0; i < m && count == 1; i++)
+        for (int64_t j = 0; j < k; j++) out[i * k + j] = G[i] * X[j];
+    if (count == 1) return;
     FN(panel_product)(m, k, count, &(struct FN(matrix)){G, 1, gs}, &(struct FN(panel)){X, xs}, NULL, out, k);
 }
 

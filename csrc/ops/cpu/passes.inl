@@ -41,6 +41,93 @@ static REAL *FN(segment_row)(const struct segment_rows *rows, int64_t k, int64_t
     return (REAL *)rows->data + (k * rows->samples + rows->first + s) * w;
 }
 
+/* rows (B,w) of the state before step l */
+static const REAL *FN(before)(const struct pullback_pass *pass, int64_t l, int64_t s) {
+    return l == pass->first ? FN(row)(pass->before, 0, s, pass->chain)
+                            : FN(row)(pass->states, l - 1 - pass->states_first, s, pass->chain);
+}
+
+static bool FN(is_frozen)(const struct pullback_pass *pass, int64_t l) {
+    return pass->arrays->frozen && pass->arrays->frozen[l];
+}
+
+/* (count,saved_size) of step l from sample s on, or NULL */
+static REAL *FN(saved_row)(const struct pullback_pass *pass, int64_t l, int64_t s) {
+    if (!pass->saved || FN(is_frozen)(pass, l)) return NULL;
+    return (REAL *)pass->saved + ((l - pass->first) * pass->chain->B + s) * pass->saved_size;
+}
+
+/* ---- one sample of a width that fits a register ---------------------------------------------- */
+
+/* Steps first..last-1 of one sample: z (w) in and out, states: its row of the first, or NULL. */
+struct FN(walk) {
+    int64_t first, last;
+    REAL *z, *states;
+    int64_t stride;
+};
+
+/* The same back: g (w) in and out. */
+struct FN(walk_back) {
+    int64_t first, last, sample;
+    REAL *g;
+};
+
+#if 4 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 4
+#define SIZED(name) FN(name##_4)
+#include "ops/cpu/narrow.inl"
+#endif
+#if 8 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 8
+#define SIZED(name) FN(name##_8)
+#include "ops/cpu/narrow.inl"
+#endif
+#if 16 * REAL_BYTES <= VECTOR_BYTES
+#define WIDTH 16
+#define SIZED(name) FN(name##_16)
+#include "ops/cpu/narrow.inl"
+#endif
+
+static bool FN(is_narrow)(const dpcr_chain *chain, int64_t n) {
+    const int64_t w = chain->w;
+    return n == 1 && (chain->step == DPCR_MLP || chain->step == DPCR_EULER) && (w == 4 || w == 8 || w == 16)
+           && w * REAL_BYTES <= VECTOR_BYTES;
+}
+
+static void FN(walk_narrow)(const dpcr_chain *chain, const struct FN(walk) * walk) {
+    (void)walk; /* where no width is narrow */
+    switch (chain->w) {
+#if 4 * REAL_BYTES <= VECTOR_BYTES
+    case 4: FN(walk_4)(chain, walk); break;
+#endif
+#if 8 * REAL_BYTES <= VECTOR_BYTES
+    case 8: FN(walk_8)(chain, walk); break;
+#endif
+#if 16 * REAL_BYTES <= VECTOR_BYTES
+    case 16: FN(walk_16)(chain, walk); break;
+#endif
+    default: break;
+    }
+}
+
+static void FN(walk_back_narrow)(const struct pullback_pass *pass, const struct FN(walk_back) * walk) {
+    (void)walk;
+    switch (pass->chain->w) {
+#if 4 * REAL_BYTES <= VECTOR_BYTES
+    case 4: FN(walk_back_4)(pass, walk); break;
+#endif
+#if 8 * REAL_BYTES <= VECTOR_BYTES
+    case 8: FN(walk_back_8)(pass, walk); break;
+#endif
+#if 16 * REAL_BYTES <= VECTOR_BYTES
+    case 16: FN(walk_back_16)(pass, walk); break;
+#endif
+    default: break;
+    }
+}
+
+/* ---- tiles ------------------------------------------------------------------------------------ */
+
 /* A tile on its way: its samples s0..s0+count-1 of a pass, in panels of n lanes. */
 struct FN(tile_at) {
     int64_t s0, count, n;
@@ -175,8 +262,15 @@ static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const
     REAL *scratch = dpcr_take(&arena, 0);
     const void *noise = chain->parameter[DPCR_NOISE];
     FN(load_tile)(w, at->count, n, FN(start_row)(pass, k, at->s0), z);
-    const int64_t last = dpcr_edge(k + 1, chain->L, pass->S);
-    for (int64_t l = dpcr_edge(k, chain->L, pass->S); l < last; l++) {
+    const int64_t first = dpcr_edge(k, chain->L, pass->S), last = dpcr_edge(k + 1, chain->L, pass->S);
+    const bool narrow = FN(is_narrow)(chain, n) && !wants.tangents;
+    if (narrow) {
+        REAL *states = wants.states
+                           ? FN(row)(pass->states, first - pass->states_first, pass->first + at->s0, chain)
+                           : NULL;
+        FN(walk_narrow)(chain, &(struct FN(walk)){first, last, z, states, chain->B * w});
+    }
+    for (int64_t l = first; l < last && !narrow; l++) {
         if (wants.tangents)
             kind->tangent(chain, l, n, z, next, Q, scratch);
         else
@@ -281,16 +375,6 @@ static int64_t FN(saved_size)(const dpcr_chain *chain) {
     return FN(kind_of)(chain)->saved_size(chain);
 }
 
-/* rows (B,w) of the state before step l */
-static const REAL *FN(before)(const struct pullback_pass *pass, int64_t l, int64_t s) {
-    return l == pass->first ? FN(row)(pass->before, 0, s, pass->chain)
-                            : FN(row)(pass->states, l - 1 - pass->states_first, s, pass->chain);
-}
-
-static bool FN(is_frozen)(const struct pullback_pass *pass, int64_t l) {
-    return pass->arrays->frozen && pass->arrays->frozen[l];
-}
-
 /* One tile back through the steps of a segment that are in the pass. */
 static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const struct FN(tile_at) * at,
                           void *memory) {
@@ -304,13 +388,13 @@ static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const str
     REAL *g = dpcr_take(&arena, FN(bytes)(w * n));
     struct FN(step_back) back = {.n = n, .count = at->count, .g = g, .scratch = dpcr_take(&arena, 0)};
     FN(load_tile)(w, at->count, n, FN(segment_row)(&pass->starts, k, at->s0, w), g);
-    for (int64_t l = last - 1; l >= first; l--) {
+    const bool narrow = FN(is_narrow)(chain, n);
+    if (narrow) FN(walk_back_narrow)(pass, &(struct FN(walk_back)){first, last, s0, g});
+    for (int64_t l = last - 1; l >= first && !narrow; l--) {
         back.l = l;
         back.before = FN(before)(pass, l, s0);
         back.after = FN(row)(pass->states, l - pass->states_first, s0, chain);
-        back.saved = NULL;
-        if (pass->saved && !FN(is_frozen)(pass, l))
-            back.saved = (REAL *)pass->saved + ((l - pass->first) * chain->B + s0) * pass->saved_size;
+        back.saved = FN(saved_row)(pass, l, s0);
         if (pass->arrays->gstates)
             FN(add_tile)(w, at->count, n, FN(row)(pass->arrays->gstates, l, s0, chain), g);
         kind->pullback(chain, &back);

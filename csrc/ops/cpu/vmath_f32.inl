@@ -55,8 +55,8 @@ INLINE VEC FN(vexpm1)(VEC x) {
     return FN(select)(x > -0.5f, x + x * x * FN(polynomial)(5, P, x), FN(vexp)(x) - 1);
 }
 
-/* x + x^3 P(x^2) below 0.625, else 1 - 2 / (E + 1) with E = e^2x = 2^n e^r as in vexp: here no scale of 2^n leaves
- * the range, and an error of E is divided by 3 at least.  NaN takes the first branch. */
+/* x + x^3 P(x^2) below 0.625, else 1 - 2 / (E + 1) with E = e^2x = 2^n e^r as in vexp, and 1 from 10 on: so no scale
+ * 2^n leaves the range.  An error of E is divided by 3 at least.  NaN takes the first branch. */
 INLINE VEC FN(vtanh)(VEC x) {
     static const REAL P[] = {-3.333328392e-01f, 1.333149125e-01f, -5.374349526e-02f, 2.065057899e-02f,
                              -5.717036547e-03f};
@@ -64,12 +64,12 @@ INLINE VEC FN(vtanh)(VEC x) {
                              1.395048916e-03f};
     const REAL magic = 12582912.0f;
     const VEC a = FN(vabs)(x), q = a * a, small = a + a * q * FN(quartic)(P, q, q * q);
-    const VEC bounded = FN(select)(a > 10.0f, FN(splat)(10.0f), a);
-    const VEC shifted = bounded * 2.88539008f + magic, n = shifted - magic;
-    const VEC r = 2 * bounded - n * 0.693147181f, square = r * r;
-    const VEC e = 1 + (r + square * FN(quartic)(R, r, square));
+    const VEC shifted = a * 2.88539008f + magic, n = shifted - magic;
+    const VEC r = 2 * a - n * 0.693147181f, square = r * r;
+    const VEC e = (1 + r) + square * FN(quartic)(R, r, square);
     const VEC E = (VEC)((FN(mask))e + ((FN(mask))shifted << 23));
-    return FN(copysign)(FN(select)(a >= 0.625f, 1 - 2 / (E + 1), small), x);
+    const VEC y = FN(select)(a >= 0.625f, 1 - 2 / (E + 1), small);
+    return FN(copysign)(FN(select)(a > 10.0f, FN(splat)(1), y), x);
 }
 
 /* Both branches keep their relative accuracy where e^-|x| is small. */

@@ -363,6 +363,10 @@ MAYBE_UNUSED static void FN(matvec)(int64_t m, int64_t k, const struct FN(matrix
         FN(square_matvec_4)(W, x, b, y);
     else if (m == 8 && k == 8)
         FN(square_matvec_8)(W, x, b, y);
+#if 16 * REAL_BYTES <= VECTOR_BYTES
+    else if (m == 16 && k == 16)
+        FN(square_matvec_16)(W, x, b, y);
+#endif
     else
         FN(any_matvec)(m, k, W, x, b, y);
 }

@@ -48,30 +48,41 @@ INLINE SIZED(row) SIZED(pair_sums)(SIZED(row) a, SIZED(row) b) {
 }
 #endif
 
+INLINE SIZED(row) SIZED(load)(const REAL *p) {
+    return *(const SIZED(row) *)p;
+}
+
+/* W (WIDTH,WIDTH) rows of `stride`, x -> W x */
+INLINE SIZED(row) SIZED(apply)(const REAL *W, int64_t stride, SIZED(row) x) {
+    SIZED(row) sum[WIDTH];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < WIDTH; r++) sum[r] = SIZED(load)(W + r * stride) * x;
+#pragma GCC unroll 4
+    for (int64_t half = WIDTH / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < half; r++) sum[r] = SIZED(pair_sums)(sum[2 * r], sum[2 * r + 1]);
+    return sum[0];
+}
+
+/* W (WIDTH,WIDTH) rows of `stride`, x (WIDTH) -> W^T x */
+INLINE SIZED(row) SIZED(apply_transposed)(const REAL *W, int64_t stride, const REAL *x) {
+    SIZED(row) even = {0}, odd = {0};
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < WIDTH; i += 2) {
+        even += SIZED(load)(W + i * stride) * x[i];
+        odd += SIZED(load)(W + (i + 1) * stride) * x[i + 1];
+    }
+    return even + odd;
+}
+
 /* W (WIDTH,WIDTH) with contiguous rows or columns; x, y, b (WIDTH), b may be NULL: y = W x + b */
 MAYBE_UNUSED static void SIZED(square_matvec)(const struct FN(matrix) * W, const REAL *x, const REAL *b,
                                               REAL *y) {
-    SIZED(row) sum[WIDTH];
-    if (W->column == 1) {
-        const SIZED(row) v = *(const SIZED(row) *)x;
-#pragma GCC unroll 16
-        for (int64_t r = 0; r < WIDTH; r++) sum[r] = *(const SIZED(row) *)(W->data + r * W->row) * v;
-#pragma GCC unroll 4
-        for (int64_t half = WIDTH / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-            for (int64_t r = 0; r < half; r++) sum[r] = SIZED(pair_sums)(sum[2 * r], sum[2 * r + 1]);
-    } else {
-        sum[0] = (SIZED(row)){0};
-        sum[1] = (SIZED(row)){0};
-#pragma GCC unroll 8
-        for (int64_t i = 0; i < WIDTH; i += 2) {
-            sum[0] += *(const SIZED(row) *)(W->data + i * W->column) * x[i];
-            sum[1] += *(const SIZED(row) *)(W->data + (i + 1) * W->column) * x[i + 1];
-        }
-        sum[0] += sum[1];
-    }
-    if (b) sum[0] += *(const SIZED(row) *)b;
-    *(SIZED(row) *)y = sum[0];
+    SIZED(row)
+    sum = W->column == 1 ? SIZED(apply)(W->data, W->row, SIZED(load)(x))
+                         : SIZED(apply_transposed)(W->data, W->column, x);
+    if (b) sum += SIZED(load)(b);
+    *(SIZED(row) *)y = sum;
 }
 
 #undef WIDTH

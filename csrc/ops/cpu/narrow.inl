@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * One sample of WIDTH elements through steps of one layer, z' = act(u) or z + s act(u), u = W z + b, without leaving
+ * the registers: such a chain is latency and nothing else.  The operations, and so the bits, are those of mlp.inl and
+ * euler.inl.  Included once for each width whose rows are one register or part of one; SIZED(name) makes their names.
+ */
+
+/* Between a row and a vector whose other lanes nobody looks at: the compiler is right that they have no value. */
+#pragma GCC diagnostic push
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+INLINE VEC SIZED(widen)(SIZED(row) x) {
+#if WIDTH * REAL_BYTES == VECTOR_BYTES
+    return (VEC)x;
+#elif WIDTH == 8
+    return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+#elif 8 * REAL_BYTES == VECTOR_BYTES
+    return __builtin_shufflevector(x, x, 0, 1, 2, 3, -1, -1, -1, -1);
+#else
+    return __builtin_shufflevector(x, x, 0, 1, 2, 3, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+#endif
+}
+
+INLINE SIZED(row) SIZED(narrow)(VEC x) {
+#if WIDTH * REAL_BYTES == VECTOR_BYTES
+    return (SIZED(row))x;
+#elif WIDTH == 8
+    return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+    return __builtin_shufflevector(x, x, 0, 1, 2, 3);
+#endif
+}
+
+/* u -> act(u), act'(u) */
+INLINE void SIZED(act)(dpcr_activation kind, struct FN(act) act, SIZED(row) u, SIZED(row) * y,
+                       SIZED(row) * d) {
+    VEC value = {0}, slope = {0};
+    const VEC wide = SIZED(widen)(u);
+    switch (kind) {
+    case DPCR_LINEAR: FN(act_value)(DPCR_LINEAR, act, wide, &value, &slope); break;
+    case DPCR_RELU: FN(act_value)(DPCR_RELU, act, wide, &value, &slope); break;
+    case DPCR_LEAKY_RELU: FN(act_value)(DPCR_LEAKY_RELU, act, wide, &value, &slope); break;
+    case DPCR_ELU: FN(act_value)(DPCR_ELU, act, wide, &value, &slope); break;
+    case DPCR_TANH: FN(act_value)(DPCR_TANH, act, wide, &value, &slope); break;
+    case DPCR_SIGMOID: FN(act_value)(DPCR_SIGMOID, act, wide, &value, &slope); break;
+    case DPCR_SILU: FN(act_value)(DPCR_SILU, act, wide, &value, &slope); break;
+    case DPCR_GELU: FN(act_value)(DPCR_GELU, act, wide, &value, &slope); break;
+    case DPCR_GELU_TANH: FN(act_value)(DPCR_GELU_TANH, act, wide, &value, &slope); break;
+    case DPCR_SOFTPLUS: FN(act_value)(DPCR_SOFTPLUS, act, wide, &value, &slope); break;
+    case DPCR_ACTIVATIONS: break;
+    }
+    *y = SIZED(narrow)(value), *d = SIZED(narrow)(slope);
+}
+
+/* y -> act'(u), of the kinds of slope_from_value */
+INLINE SIZED(row) SIZED(slope)(dpcr_activation kind, SIZED(row) y) {
+    const SIZED(row) zero = {0}, one = (REAL)1 - zero;
+    switch (kind) {
+    case DPCR_TANH: return one - y * y;
+    case DPCR_SIGMOID: return y * (one - y);
+    case DPCR_RELU: return (SIZED(row))(~(y <= zero) & (SIZED(order))one);
+    default: return one;
+    }
+}
+
+static void SIZED(walk)(const dpcr_chain *chain, const struct FN(walk) * walk) {
+    const bool skip = chain->step == DPCR_EULER;
+    const REAL scale = (REAL)chain->scale;
+    const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
+    const REAL *W = FN(parameter)(chain, DPCR_W1, walk->first),
+               *b = FN(parameter)(chain, DPCR_B1, walk->first);
+    REAL *state = walk->states;
+    SIZED(row) z = SIZED(load)(walk->z), slope;
+    for (int64_t l = walk->first; l < walk->last; l++, W += WIDTH * WIDTH) {
+        SIZED(row) u = SIZED(apply)(W, WIDTH, z), a;
+        if (b) u += SIZED(load)(b), b += WIDTH;
+        SIZED(act)(chain->activation, act, u, &a, &slope);
+        if (skip)
+            z += scale * a;
+        else
+            z = a;
+        if (state) *(SIZED(row) *)state = z, state += walk->stride;
+    }
+    *(SIZED(row) *)walk->z = z;
+}
+
+/* One step back: g, z_{l-1}, z_l -> gu; g becomes the gradient of z_{l-1} */
+INLINE SIZED(row) SIZED(step_back)(const dpcr_chain *chain, struct FN(act) act, const REAL *W, const REAL *b,
+                                   const REAL *before, const REAL *after, SIZED(row) * g) {
+    SIZED(row) slope, value, gz;
+    if (chain->step == DPCR_MLP && FN(slope_from_value)(chain->activation)) {
+        slope = SIZED(slope)(chain->activation, SIZED(load)(after));
+    } else {
+        SIZED(row) u = SIZED(apply)(W, WIDTH, SIZED(load)(before));
+        if (b) u += SIZED(load)(b);
+        SIZED(act)(chain->activation, act, u, &value, &slope);
+    }
+    SIZED(row) gu = *g;
+    if (chain->step == DPCR_EULER) gu *= (REAL)chain->scale;
+    gu *= slope;
+    gz = SIZED(apply_transposed)(W, WIDTH, (const REAL *)&gu);
+    if (chain->step == DPCR_EULER)
+        *g += gz;
+    else
+        *g = gz;
+    return gu;
+}
+
+static void SIZED(walk_back)(const struct pullback_pass *pass, const struct FN(walk_back) * walk) {
+    const dpcr_chain *chain = pass->chain;
+    const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
+    const REAL *W = chain->parameter[DPCR_W1], *b = chain->parameter[DPCR_B1];
+    const REAL *gstates = FN(row)(pass->arrays->gstates, 0, walk->sample, chain);
+    SIZED(row) g = SIZED(load)(walk->g);
+    for (int64_t l = walk->last - 1; l >= walk->first; l--) {
+        if (gstates) g += SIZED(load)(gstates + l * chain->B * WIDTH);
+        const SIZED(row) gu = SIZED(step_back)(
+            chain, act, W + l * WIDTH * WIDTH, b ? b + l * WIDTH : NULL, FN(before)(pass, l, walk->sample),
+            FN(row)(pass->states, l - pass->states_first, walk->sample, chain), &g);
+        REAL *saved = FN(saved_row)(pass, l, walk->sample);
+        if (saved) *(SIZED(row) *)saved = gu;
+    }
+    *(SIZED(row) *)walk->g = g;
+}
+
+#pragma GCC diagnostic pop
+#undef WIDTH
+#undef SIZED
