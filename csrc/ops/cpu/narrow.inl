@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * One sample of WIDTH elements through steps of one layer, z' = act(u) or z + s act(u), u = W z + b, without leaving
- * the registers: such a chain is latency and nothing else.  The operations, and so the bits, are those of mlp.inl and
- * euler.inl.  Included once for each width whose rows are one register or part of one; SIZED(name) makes their names.
+ * One sample of WIDTH elements through steps of one layer, z' = act(u) or z + s act(u), u = W z + b, or through
+ * residual blocks as wide inside, without leaving the registers: such a chain is latency and nothing else.  The
+ * operations, and so the bits, are those of mlp.inl, euler.inl, residual.inl.  Included once for each width whose rows are one register or part of one; SIZED(name) makes their names.
  */
 
 /* Between a row and a vector whose other lanes nobody looks at: the compiler is right that they have no value. */
@@ -64,7 +64,48 @@ INLINE SIZED(row) SIZED(slope)(dpcr_activation kind, SIZED(row) y) {
     }
 }
 
+/* W (WIDTH,WIDTH), b (WIDTH) or NULL, of one step of many: b and W are moved on */
+INLINE SIZED(row) SIZED(affine)(const REAL **W, const REAL **b, SIZED(row) x) {
+    SIZED(row) y = SIZED(apply)(*W, WIDTH, x);
+    *W += WIDTH * WIDTH;
+    if (*b) y += SIZED(load)(*b), *b += WIDTH;
+    return y;
+}
+
+INLINE SIZED(row) SIZED(norm)(const dpcr_chain *chain, SIZED(row) z, const REAL **gamma, const REAL **beta) {
+    const REAL share = (REAL)1 / WIDTH;
+    if (chain->norm == DPCR_LAYER_NORM) z -= SIZED(total)(z) * share;
+    z *= FN(inverse_deviation)(SIZED(total)(z * z)[0], share, (REAL)chain->norm_eps);
+    SIZED(row) a = (REAL)1 - (SIZED(row)){0}, b = {0};
+    if (*gamma) a = SIZED(load)(*gamma), *gamma += WIDTH;
+    if (*beta) b = SIZED(load)(*beta), *beta += WIDTH;
+    return a * z + b;
+}
+
+static void SIZED(walk_blocks)(const dpcr_chain *chain, const struct FN(walk) * walk) {
+    const REAL scale = (REAL)chain->scale, *at[DPCR_B2 + 1], *gamma, *beta;
+    const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
+    for (int i = 0; i <= DPCR_B2; i++) at[i] = FN(parameter)(chain, (dpcr_parameter)i, walk->first);
+    gamma = FN(parameter)(chain, DPCR_GAMMA, walk->first),
+    beta = FN(parameter)(chain, DPCR_BETA, walk->first);
+    REAL *state = walk->states;
+    SIZED(row) z = SIZED(load)(walk->z), slope;
+    for (int64_t l = walk->first; l < walk->last; l++) {
+        SIZED(row) a = z;
+        if (chain->norm != DPCR_NO_NORM) a = SIZED(norm)(chain, z, &gamma, &beta);
+        a = SIZED(affine)(&at[DPCR_W1], &at[DPCR_B1], a);
+        SIZED(act)(chain->activation, act, a, &a, &slope);
+        z += scale * SIZED(affine)(&at[DPCR_W2], &at[DPCR_B2], a);
+        if (state) *(SIZED(row) *)state = z, state += walk->stride;
+    }
+    *(SIZED(row) *)walk->z = z;
+}
+
 static void SIZED(walk)(const dpcr_chain *chain, const struct FN(walk) * walk) {
+    if (chain->step == DPCR_RESIDUAL) {
+        SIZED(walk_blocks)(chain, walk);
+        return;
+    }
     const bool skip = chain->step == DPCR_EULER;
     const REAL scale = (REAL)chain->scale;
     const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
@@ -72,10 +113,9 @@ static void SIZED(walk)(const dpcr_chain *chain, const struct FN(walk) * walk) {
                *b = FN(parameter)(chain, DPCR_B1, walk->first);
     REAL *state = walk->states;
     SIZED(row) z = SIZED(load)(walk->z), slope;
-    for (int64_t l = walk->first; l < walk->last; l++, W += WIDTH * WIDTH) {
-        SIZED(row) u = SIZED(apply)(W, WIDTH, z), a;
-        if (b) u += SIZED(load)(b), b += WIDTH;
-        SIZED(act)(chain->activation, act, u, &a, &slope);
+    for (int64_t l = walk->first; l < walk->last; l++) {
+        SIZED(row) a = SIZED(affine)(&W, &b, z);
+        SIZED(act)(chain->activation, act, a, &a, &slope);
         if (skip)
             z += scale * a;
         else

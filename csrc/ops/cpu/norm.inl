@@ -9,11 +9,33 @@
  * RMS: symmetric but for gamma, so project() serves tangents (before gamma) and vjps (after it).
  */
 
+/* sum of x (w), times y (w) if not NULL */
+static REAL FN(state_sum)(int64_t w, const REAL *x, const REAL *y) {
+    switch (w * REAL_BYTES <= VECTOR_BYTES ? w : 0) {
+#if 4 * REAL_BYTES <= VECTOR_BYTES
+    case 4: return FN(total_4)(FN(times_4)(x, y))[0];
+#endif
+#if 8 * REAL_BYTES <= VECTOR_BYTES
+    case 8: return FN(total_8)(FN(times_8)(x, y))[0];
+#endif
+#if 16 * REAL_BYTES <= VECTOR_BYTES
+    case 16: return FN(total_16)(FN(times_16)(x, y))[0];
+#endif
+    default: break;
+    }
+    if (y) return FN(row_dot)(w, x, y);
+    VEC acc = {0};
+    REAL sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= w; i += LANES) acc += FN(load)(x + i);
+    for (int j = 0; j < LANES; j++) sum += acc[j];
+    for (; i < w; i++) sum += x[i];
+    return sum;
+}
+
 /* column sums of x (w,n), times y (w,n) if not NULL -> sums (n); n is 1 or whole vectors */
 static void FN(lane_sums)(int64_t w, int64_t n, const REAL *x, const REAL *y, REAL *sums) {
-    REAL single = 0;
-    for (int64_t i = 0; n == 1 && i < w; i++) single += y ? x[i] * y[i] : x[i];
-    if (n == 1) sums[0] = single;
+    if (n == 1) sums[0] = FN(state_sum)(w, x, y);
     for (int64_t j = 0; n > 1 && j < n; j += LANES) {
         VEC sum = {0};
         if (y)
@@ -22,6 +44,11 @@ static void FN(lane_sums)(int64_t w, int64_t n, const REAL *x, const REAL *y, RE
             for (int64_t i = 0; i < w; i++) sum += FN(load)(x + i * n + j);
         FN(store)(sums + j, sum);
     }
+}
+
+/* share: 1 / w */
+INLINE REAL FN(inverse_deviation)(REAL squares, REAL share, REAL eps) {
+    return 1 / FN(root)(squares * share + eps);
 }
 
 /* z (w,n) -> xhat (w,n), rstd (n); xhat may be z */
@@ -34,11 +61,8 @@ static void FN(standardise)(const dpcr_chain *chain, int64_t n, const REAL *z, R
         for (int64_t i = 0; i < w; i++)
             for (int64_t j = 0; j < n; j++) xhat[i * n + j] -= rstd[j] * share;
     }
-    if (n == 1)
-        rstd[0] = FN(row_dot)(w, xhat, xhat);
-    else
-        FN(lane_sums)(w, n, xhat, xhat, rstd);
-    for (int64_t j = 0; j < n; j++) rstd[j] = 1 / (REAL)sqrt((double)(rstd[j] * share + eps));
+    FN(lane_sums)(w, n, xhat, xhat, rstd);
+    for (int64_t j = 0; j < n; j++) rstd[j] = FN(inverse_deviation)(rstd[j], share, eps);
     for (int64_t i = 0; i < w; i++)
         for (int64_t j = 0; j < n; j++) xhat[i * n + j] *= rstd[j];
 }

@@ -88,10 +88,12 @@ struct FN(walk_back) {
 #include "ops/cpu/narrow.inl"
 #endif
 
-static bool FN(is_narrow)(const dpcr_chain *chain, int64_t n) {
+/* Whether there is a walk of this chain, and, for steps of one layer, a walk back. */
+static bool FN(is_narrow)(const dpcr_chain *chain, int64_t n, bool blocks) {
     const int64_t w = chain->w;
-    return n == 1 && (chain->step == DPCR_MLP || chain->step == DPCR_EULER) && (w == 4 || w == 8 || w == 16)
-           && w * REAL_BYTES <= VECTOR_BYTES;
+    const bool layer = chain->step == DPCR_MLP || chain->step == DPCR_EULER;
+    return n == 1 && (layer || (blocks && chain->step == DPCR_RESIDUAL && chain->h == w))
+           && (w == 4 || w == 8 || w == 16) && w * REAL_BYTES <= VECTOR_BYTES;
 }
 
 static void FN(walk_narrow)(const dpcr_chain *chain, const struct FN(walk) * walk) {
@@ -263,7 +265,7 @@ static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const
     const void *noise = chain->parameter[DPCR_NOISE];
     FN(load_tile)(w, at->count, n, FN(start_row)(pass, k, at->s0), z);
     const int64_t first = dpcr_edge(k, chain->L, pass->S), last = dpcr_edge(k + 1, chain->L, pass->S);
-    const bool narrow = FN(is_narrow)(chain, n) && !wants.tangents;
+    const bool narrow = FN(is_narrow)(chain, n, true) && !wants.tangents;
     if (narrow) {
         REAL *states = wants.states
                            ? FN(row)(pass->states, first - pass->states_first, pass->first + at->s0, chain)
@@ -388,7 +390,7 @@ static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const str
     REAL *g = dpcr_take(&arena, FN(bytes)(w * n));
     struct FN(step_back) back = {.n = n, .count = at->count, .g = g, .scratch = dpcr_take(&arena, 0)};
     FN(load_tile)(w, at->count, n, FN(segment_row)(&pass->starts, k, at->s0, w), g);
-    const bool narrow = FN(is_narrow)(chain, n);
+    const bool narrow = FN(is_narrow)(chain, n, false);
     if (narrow) FN(walk_back_narrow)(pass, &(struct FN(walk_back)){first, last, s0, g});
     for (int64_t l = last - 1; l >= first && !narrow; l--) {
         back.l = l;

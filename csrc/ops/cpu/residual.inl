@@ -117,8 +117,8 @@ static void FN(residual_pullback)(const dpcr_chain *chain, const struct FN(step_
     struct FN(residual_panels) p = FN(residual_carve)(chain, n, back->scratch);
     FN(load_tile)(w, back->count, n, back->before, p.gy); /* z, until gy takes its place */
     FN(residual_inner)(chain, l, n, p.gy, &p);
-    FN(activation)(chain->activation, chain->activation_parameter, h * n, p.u, NULL, p.slope);
-    if (back->saved) FN(activation)(chain->activation, chain->activation_parameter, h * n, p.u, p.u, NULL);
+    /* both, whoever needs a: computed alone the slope may be rounded otherwise */
+    FN(activation)(chain->activation, chain->activation_parameter, h * n, p.u, p.u, p.slope);
     for (int64_t i = 0; i < w * n; i++) p.gv[i] = scale * back->g[i];
     FN(linear_transposed)(w, n, h, FN(parameter)(chain, DPCR_W2, l), p.gv, p.gu);
     for (int64_t i = 0; i < h * n; i++) p.gu[i] *= p.slope[i];

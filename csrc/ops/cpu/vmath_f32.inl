@@ -8,6 +8,10 @@ INLINE VEC FN(select)(FN(mask) where, VEC a, VEC b) {
     return (VEC)((where & (FN(mask))a) | (~where & (FN(mask))b));
 }
 
+INLINE REAL FN(root)(REAL x) {
+    return sqrtf(x);
+}
+
 INLINE VEC FN(vabs)(VEC x) {
     return (VEC)((FN(mask))x & 0x7fffffff);
 }

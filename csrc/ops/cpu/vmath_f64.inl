@@ -4,6 +4,10 @@
  * and for ill-conditioned chains; its speed is that of libm.
  */
 
+INLINE REAL FN(root)(REAL x) {
+    return sqrt(x);
+}
+
 INLINE VEC FN(select)(FN(mask) where, VEC a, VEC b) {
     return (VEC)((where & (FN(mask))a) | (~where & (FN(mask))b));
 }

@@ -48,8 +48,33 @@ INLINE SIZED(row) SIZED(pair_sums)(SIZED(row) a, SIZED(row) b) {
 }
 #endif
 
+/* The sum of all elements, in each of them. */
+INLINE SIZED(row) SIZED(total)(SIZED(row) x) {
+#pragma GCC unroll 4
+    for (INT half = WIDTH / 2; half > 0; half /= 2) {
+        SIZED(row) other;
+#ifdef __clang__
+#pragma clang loop unroll(full)
+        for (int i = 0; i < WIDTH; i++) other[i] = x[i ^ (int)half];
+#else
+        SIZED(order) place;
+        for (INT i = 0; i < WIDTH; i++) place[i] = i ^ half;
+        other = __builtin_shuffle(x, place);
+#endif
+        x += other;
+    }
+    return x;
+}
+
 INLINE SIZED(row) SIZED(load)(const REAL *p) {
     return *(const SIZED(row) *)p;
+}
+
+/* x times y (WIDTH) if not NULL */
+INLINE SIZED(row) SIZED(times)(const REAL *x, const REAL *y) {
+    SIZED(row) product = SIZED(load)(x);
+    if (y) product *= SIZED(load)(y);
+    return product;
 }
 
 /* W (WIDTH,WIDTH) rows of `stride`, x -> W x */
