@@ -73,6 +73,10 @@ INLINE void FN(micro)(const int R, const int C, const bool add, int64_t k, struc
         for (int c = 0; c < C; c++)
             acc[r][c] = add ? FN(load)(Y + r * ldy + c * LANES) : FN(splat)(bias ? bias[r] : 0);
     for (int64_t i = 0; i < k; i++) {
+        if (i % LANES == 0 && W.column == 1) /* a line of each of the rows behind these */
+            for (int r = 0; r < R; r++) FN(fetch)(W.data + (R + r) * W.row + i);
+        else if (W.row == 1) /* columns are long strides */
+            FN(fetch)(W.data + (i + 16) * W.column);
         VEC x[2];
         for (int c = 0; c < C; c++) x[c] = FN(load)(X.data + i * X.row + c * LANES);
 #pragma GCC unroll 8
