@@ -126,16 +126,19 @@ inline Tensor nothing(const Tensor &like) {
     return allocate({0}, like.scalar_type(), like);
 }
 
+// Small ones need no allocation.
 class Workspace {
 public:
     Workspace(size_t bytes, const Tensor &beside) : bytes_(bytes) {
-        if (bytes) memory_ = allocate({static_cast<int64_t>(bytes)}, ScalarType::Byte, beside);
+        if (bytes == 0 || (kStackWillDo && bytes <= sizeof small_)) return;
+        memory_ = allocate({static_cast<int64_t>(bytes)}, ScalarType::Byte, beside);
     }
-    dpcr_buffer buffer() const {
-        return {memory_ ? memory_->mutable_data_ptr() : nullptr, bytes_};
+    dpcr_buffer buffer() {
+        return {memory_ ? memory_->mutable_data_ptr() : bytes_ ? small_ : nullptr, bytes_};
     }
 
 private:
+    alignas(DPCR_ALIGNMENT) unsigned char small_[8192];
     std::optional<Tensor> memory_;
     size_t bytes_;
 };

@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Chain &chain, const std::option
     const Run run = run_beside(chain.z0);
     size_t bytes = 0;
     check(dpcr_chain_solve_workspace(run.exec, &chain.c, &solution, &solver.plan, &bytes));
-    const Workspace workspace(bytes, chain.z0);
+    Workspace workspace(bytes, chain.z0);
     check(dpcr_chain_solve(run.exec, &chain.c, &solution, &solver.plan, workspace.buffer()));
     return {z, kept, report};
 }
@@ -270,7 +270,7 @@ std::vector<Tensor> backward(const Chain &chain, const Solver &solver, const Inc
     const Run run = run_beside(chain.z0);
     size_t bytes = 0;
     check(dpcr_chain_backward_workspace(run.exec, &chain.c, &pass, &solver.plan, &bytes));
-    const Workspace workspace(bytes, chain.z0);
+    Workspace workspace(bytes, chain.z0);
     check(dpcr_chain_backward(run.exec, &chain.c, &pass, &solver.plan, workspace.buffer()));
     return outputs;
 }

@@ -18,6 +18,9 @@ using torch::stable::Tensor;
 // Where a tensor must be: "on the CPU".
 extern const char *const kHere;
 
+// Whether the memory of the calling thread's stack will do as workspace.
+extern const bool kStackWillDo;
+
 // Of every tensor that a library computes with; aoti_torch_device_type_cpu() and so on.
 int32_t device_type();
 

@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> A, Tensor b, 
     problem.recomputed = static_cast<int32_t *>(recomputed.mutable_data_ptr());
     const Run run = run_beside(b);
     const dpcr_plan plan = {segments, 0};
-    const Workspace workspace = workspace_of(run.exec, problem, plan, b);
+    Workspace workspace = workspace_of(run.exec, problem, plan, b);
     check(dpcr_recurrence_solve(run.exec, &problem, &plan, workspace.buffer(), nullptr));
     return {x, recomputed};
 }
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::op
     if (need_x0 && x0) gradients.x0 = start_view(gx0);
     const Run run = run_beside(x);
     const dpcr_plan plan = {segments, 0};
-    const Workspace workspace = workspace_of(run.exec, problem, plan, x);
+    Workspace workspace = workspace_of(run.exec, problem, plan, x);
     check(dpcr_recurrence_backward(run.exec, &problem, &gradients, &plan, workspace.buffer()));
     return {gA, gb, gx0};
 }

@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> newton_update(Tensor states, Tensor ends, std
     const Run run = run_beside(ends);
     size_t bytes = 0;
     check(dpcr_newton_update_workspace(run.exec, &update, &bytes));
-    const Workspace workspace(bytes, ends);
+    Workspace workspace(bytes, ends);
     check(dpcr_newton_update(run.exec, &update, workspace.buffer()));
     return {updated, error, converged};
 }

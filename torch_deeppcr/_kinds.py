@@ -61,6 +61,7 @@ class ChainKind:
     has_skip: Callable[..., bool]  # of its options: whether z_{l-1} is a term of z_l
     # Of each parameter, whether it has a row for each step.
     stacked: tuple[bool, ...] = field(init=False)
+    every_stacked: bool = field(init=False)
     # Indices of the parameters with a row for each sample, (L,B,w), and of those that are matrices.
     sampled: tuple[int, ...] = field(init=False)
     matrices: tuple[int, ...] = field(init=False)
@@ -75,6 +76,7 @@ class ChainKind:
             return len(shape) > 1 and not set(shape[-2:]) - {"w", "h"}
 
         object.__setattr__(self, "stacked", tuple(shape[0] == "L" for shape in letters))
+        object.__setattr__(self, "every_stacked", all(self.stacked))
         object.__setattr__(self, "sampled", where(lambda shape: shape == "LBw"))
         object.__setattr__(self, "matrices", where(is_matrix))
 

@@ -47,9 +47,12 @@ def run(
     kind: ChainKind, step: tuple[Any, ...], call: Call, state: Tensor, *parameters: Tensor | None
 ) -> Output:
     """step: the options of the kind.  state, parameters: as the user gave them."""
-    again = _again(kind, step, call, state, parameters)
-    if again and (z := _run_again(kind, again, state, parameters)) is not None:
-        return z
+    key = _key(kind, call, state, parameters)
+    ready = key and call.planner and call.planner.ready.get(key)
+    if ready:
+        z = _run_again(kind, ready, key[4], step, call.solver, (state, *parameters))
+        if z is not None:
+            return z
     state = _checks.real_tensor("input", state)
     guess = call.warm_start
     if autocast_enabled(state):
@@ -86,8 +89,8 @@ def run(
     if len(outer) != 1:
         z = z.unflatten(0, outer) if outer else z.squeeze(0)
     if not call.return_states and not call.return_info:
-        if again and choice.segments == 1 and len(outer) == 1 and info is not None:
-            again.remember(options, torch.get_num_threads())
+        if key and choice.segments == 1 and len(outer) == 1 and info is not None:
+            _remember(key, options, step, call)
         return z
     result: list[Any] = [z]
     if call.return_states:
@@ -102,87 +105,73 @@ def run(
 # ---- a call like an earlier one ------------------------------------------------------------------
 
 _MOST_READY = 64
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class _Ready(NamedTuple):
+    """What a call of a module came to in which one segment was best."""
+
     options: Options
     step: tuple[Any, ...]
     solver: Solver
     threads: int
 
 
-class _Again(NamedTuple):
-    """A call of a module in which there is nothing to decide, if one like it has been before."""
-
-    planner: Planner
-    key: tuple[Any, ...]
-    step: tuple[Any, ...]
-    solver: Solver
-    recording: bool
-
-    def remember(self, options: Options, threads: int) -> None:
-        ready = self.planner.ready
-        if len(ready) >= _MOST_READY:
-            ready.clear()
-        ready[self.key] = _Ready(options, self.step, self.solver, threads)
-
-
-def _again(
-    kind: ChainKind,
-    step: tuple[Any, ...],
-    call: Call,
-    state: Any,
-    parameters: tuple[Any, ...],
-) -> _Again | None:
-    """None where a call is not of the plainest kind."""
-    planner = call.planner
+def _key(kind: ChainKind, call: Call, state: Any, parameters: tuple[Any, ...]) -> Any:
+    """What the calls have in common that come to the same, or None where a call is not plain."""
     if (
-        planner is None
+        call.planner is None
         or torch.compiler.is_compiling()
         or type(state) not in _PLAIN
         or not state.is_cpu
         or call.warm_start is not None
         or call.return_states is not False
         or call.return_info is not False
-        or not all(kind.stacked)
+        or not kind.every_stacked
         or func_active()
         or forward_ad_active()
         or torch._C._is_any_autocast_enabled()
         or sequential_wanted()
     ):
         return None
-    recording = torch.is_grad_enabled() and (
-        state.requires_grad or any([p is not None and p.requires_grad for p in parameters])
-    )
-    key = (kind.name, state.shape, parameters[0].shape, state.dtype, recording, call.frozen)
-    return _Again(planner, key, step, call.solver, recording)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+    recording = torch.is_grad_enabled()
+    if recording and not state.requires_grad:
+        recording = False
+        for parameter in parameters:
+            if parameter is not None and parameter.requires_grad:
+                recording = True
+                break
+    return kind.name, state.shape, parameters[0].shape, state.dtype, recording, call.frozen
 
 
 def _run_again(
-    kind: ChainKind, again: _Again, state: Tensor, parameters: tuple[Any, ...]
+    kind: ChainKind,
+    ready: _Ready,
+    recording: bool,
+    step: tuple[Any, ...],
+    solver: Solver,
+    tensors: tuple[Any, ...],
 ) -> Tensor | None:
-    """The operator at once, which checks its inputs itself.  None where there was no such call, or
-    it fails: the long way then says why in the words of the caller."""
-    ready = again.planner.ready.get(again.key)
-    if (
-        ready is None
-        or ready.solver is not again.solver
-        or ready.step != again.step
-        or ready.threads != torch.get_num_threads()
-    ):
+    """The operator at once, which checks its inputs itself.  None where something else is wanted,
+    or it fails: the long way then says why in the words of the caller."""
+    options, known, known_solver, threads = ready
+    if known_solver is not solver or known != step or threads != torch.get_num_threads():
         return None
-    options = ready.options
     try:
-        if again.recording:
-            return _chain.RecordedChain.apply(
-                kind, options, options.kept, state, *parameters, None
-            )[0]
-        return _chain.run(kind, options, "nothing", state, *parameters, None)[0]
+        if recording:
+            return _chain.RecordedChain.apply(kind, options, options.kept, *tensors, None)[0]
+        return _chain.run(kind, options, "nothing", *tensors, None)[0]
     except Exception:
         return None
+
+
+def _remember(key: Any, options: Options, step: tuple[Any, ...], call: Call) -> None:
+    if call.planner is None:
+        return
+    ready = call.planner.ready
+    if len(ready) >= _MOST_READY:
+        ready.clear()
+    ready[key] = _Ready(options, step, call.solver, torch.get_num_threads())
 
 
 def to_float32(value: Any) -> Any:
@@ -247,7 +236,7 @@ def _choose(
         if solver.on_unconverged != "sequential":
             return None, _WATCHED
         batch, width = state.shape
-        measured = structure == "dense" and all(kind.stacked)
+        measured = structure == "dense" and kind.every_stacked
         choice = cuda_choice(length, batch, width, measured)
         if solver.max_sweeps is not None:
             choice = choice._replace(max_sweeps=solver.max_sweeps)
