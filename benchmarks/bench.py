@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast chains and recurrences run, against everybody else: float32, in one process.
 
-    python benchmarks/bench.py [--quick | --full] [--help]
+    python benchmarks/bench.py [--quick | --full | --grid] [--help]
 
 For every problem all contenders (benchmarks/contenders/) are first held to the plain loop in fp64;
 then they are timed in turns, round after round, so that a busy machine is busy for all.  On the CPU
@@ -25,10 +25,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import contenders
+import limits
 import plots
 import torch
 from contenders import Contender, Run
-from page import CLAIMS, page
+from page import claims, page
 from problems import FORWARD, KINDS, PASSES, Problem, error, parse_size
 from record import OURS, Cell, Entry, Record, file_stem, setting
 from timing import in_turns, peak_memory
@@ -101,6 +102,32 @@ def full() -> Suite:
         *chains("diagonal", 16384, "16,1"),
     ]
     return Suite(tuple(problems), frozenset(compiled), rounds=15, budget=3.0, gflop=4.0)
+
+
+#: Elements of weights and states of a pass with gradients that a machine of 16 GiB has room for.
+LARGEST = 2**28
+GRID = ("deeppcr", "eager", "16 compiled", "JAX scan")
+
+
+def fits(problem: Problem) -> bool:
+    matrices, norms = KINDS[problem.kind].matrices, 4
+    weights = problem.width**2 * matrices + norms * problem.width
+    return problem.length * (weights + problem.batch * problem.width) <= LARGEST
+
+
+def grid() -> Suite:
+    """Every length, width and batch; one of a million steps."""
+    sizes = [f"{w},{b}" for w in (4, 16, 64, 256) for b in (1, 32, 256)]
+    problems = [
+        problem
+        for kind in ("mlp", "relu", "prenorm")
+        for length in (64, 1024, 8192)
+        for problem in chains(kind, length, " ".join(sizes))
+        if fits(problem)
+    ]
+    problems += chains("mlp", 10**6, "4,1", [FORWARD])
+    compiled = [p for p in problems if p.length == 64 and p.width <= 16 and p.kind != "relu"]
+    return Suite(tuple(problems), frozenset(compiled), rounds=5, budget=1.0, gflop=math.inf)
 
 
 # ---- one problem --------------------------------------------------------------------------------
@@ -213,6 +240,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="about two minutes [default]")
     size.add_argument("--full", action="store_true", help="all sizes and compilers, half an hour")
+    size.add_argument("--grid", action="store_true", help="all chains against eager and JAX, 1 h")
     size.add_argument("--render", type=Path, metavar="JSON", help="write the page of a record anew")
     add("--problem", type=parse_problem, nargs="+", metavar="KIND,L,W,B", help="these instead")
     add("--compiled", choices=["some", "all", "none"], default="some", help="at which sizes")
@@ -232,7 +260,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def chosen(given: argparse.Namespace) -> Suite:
-    suite = full() if given.full else quick()
+    suite = grid() if given.grid else full() if given.full else quick()
     if given.problem:
         suite = replace(suite, problems=tuple(p for both in given.problem for p in both))
     if given.compiled != "some":
@@ -245,10 +273,10 @@ def chosen(given: argparse.Namespace) -> Suite:
     return replace(suite, problems=on_device, compiled=compiled)
 
 
-def write(record: Record, folder: Path) -> Path:
+def write(record: Record, folder: Path, what: str = "bench") -> Path:
     """JSON, page and picture; returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_stem("bench", record.setting["device"])
+    path = folder / file_stem(what, record.setting["device"])
     path.with_suffix(".json").write_text(record.to_json(), encoding="utf-8")
     picture = plots.times(record, path.with_suffix(".png"))
     path.with_suffix(".md").write_text(page(record, picture), encoding="utf-8")
@@ -256,7 +284,7 @@ def write(record: Record, folder: Path) -> Path:
 
 
 def report(record: Record, written: Path) -> int:
-    print("\n" + "\n".join(claim.line(record) for claim in CLAIMS))
+    print("\n" + "\n".join(claims(record)))
     faults = record.faults()
     print("\n".join(["", *faults, f"page: {written}"]))
     return 1 if faults else 0
@@ -266,16 +294,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     if given.render:
         record = Record.from_json(given.render.read_text(encoding="utf-8"))
-        return report(record, write(record, given.render.parent))
+        what = given.render.name.partition("-")[0]
+        return report(record, write(record, given.render.parent, what))
     if given.device == "cpu":
         torch.set_num_threads(1)
     suite = chosen(given)
-    everyone = [
-        c for c in contenders.everyone() if not given.contender or c.name in given.contender
-    ]
+    wanted = given.contender or (GRID if given.grid else ())
+    everyone = [c for c in contenders.everyone() if not wanted or c.name in wanted]
     facts = ("title", "ours", "compiles", "always_right")
     known = {c.name: {fact: getattr(c, fact) for fact in facts} for c in everyone}
-    record = Record(setting(given.device), known)
+    record = Record(setting(given.device), known, limits=limits.measured(given.device))
     start = time.perf_counter()
     for problem in suite.problems:
         cell = measure(problem, everyone, suite)
@@ -285,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{problem}: {says}{cell.verdict(OURS, record.ours)}", flush=True)
         gc.collect()
     record.setting["seconds"] = round(time.perf_counter() - start)
-    return report(record, write(record, given.out))
+    return report(record, write(record, given.out, "grid" if given.grid else "bench"))
 
 
 if __name__ == "__main__":

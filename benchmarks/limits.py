@@ -8,7 +8,6 @@ from call to call, for every contender, so that more than the memory's bandwidth
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -33,6 +32,15 @@ def least_bytes(cell: Cell) -> float:
     return 4.0 * elements(cell) * BYTES[cell.run]
 
 
+def share(cell: Cell, name: str, limits: dict[str, float]) -> float | None:
+    """Of what the device can do: the larger of its flop/s and its read bytes/s, if measured; more
+    than 1 of the bandwidth where weights stay in a cache."""
+    if name not in cell.timed or not {"matmul", "read"} <= set(limits):
+        return None
+    seconds = cell.entries[name].median
+    return max(flop(cell) / limits["matmul"], least_bytes(cell) / limits["read"]) / seconds
+
+
 def elements(cell: Cell) -> int:
     """Of the weights of a chain, of the blocks of a recurrence."""
     if cell.kind == "diagonal":
@@ -46,12 +54,14 @@ def is_chain(cell: Cell) -> bool:
 
 
 def measured(device: str) -> dict[str, float]:
-    """copy: bytes/s, read and written.  matmul: flop/s in float32.  launch: seconds of wall time
-    for a small kernel among many.  kernel: seconds for one of a chain of them in a CUDA graph."""
+    """copy: bytes/s, read and written.  read: bytes/s of a sum over more than any cache holds.
+    matmul: flop/s in float32.  launch: seconds of wall time for a small kernel among many.  kernel:
+    seconds for one of a chain of them in a CUDA graph."""
     on_gpu = device != "cpu"
     found = {
         "copy": copy_rate(2**28 if on_gpu else 2**20, device),
-        "matmul": product_rate(8192 if on_gpu else 256, device),
+        "read": read_rate(2**28 if on_gpu else 2**26, device),
+        "matmul": product_rate(8192 if on_gpu else 512, device),
     }
     small = torch.zeros(32, device=device)
 
@@ -75,6 +85,11 @@ def copy_rate(count: int, device: str) -> float:
     return 2.0 * source.nbytes / seconds(lambda: target.copy_(source), device)
 
 
+def read_rate(count: int, device: str) -> float:
+    source = torch.ones(count, device=device)
+    return source.nbytes / seconds(source.sum, device)
+
+
 def product_rate(size: int, device: str) -> float:
     a, b = torch.randn(2, size, size, device=device)
     c = torch.empty_like(a)
@@ -82,12 +97,12 @@ def product_rate(size: int, device: str) -> float:
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """Median of a few, wall time until the device is idle."""
+    """The least of a few, wall time until the device is idle: a limit is what was once reached."""
     times = []
-    for _ in range(6):
+    for _ in range(10):
         begin = time.perf_counter()
         call()
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+    return min(times[1:])

@@ -45,6 +45,10 @@ def mlp_step(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.tanh(F.linear(z, weight, bias))
 
 
+def relu_step(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.relu(F.linear(z, weight, bias))
+
+
 def residual_step(z: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return z + SCALE * F.linear(F.silu(F.linear(z, w1, b1)), w2, b2)
 
@@ -65,6 +69,10 @@ def layers_step(z: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Te
 
 def mlp(width: int, length: int, **options: object) -> nn.Module:
     return dpcr.nn.MLPChain(width, length, activation="tanh", **options)
+
+
+def relu(width: int, length: int, **options: object) -> nn.Module:
+    return dpcr.nn.MLPChain(width, length, activation="relu", **options)
 
 
 def residual(width: int, length: int, **options: object) -> nn.Module:
@@ -123,6 +131,9 @@ def draw_chain(problem: Problem) -> list[Tensor]:
     parameters = [p.detach() for p in chain.parameters()]
     if problem.kind == "mlp":
         parameters = [orthogonal(length, width, width), 0.01 * torch.randn(length, width)]
+    if problem.kind == "relu":  # half of a state is zero: so it neither grows nor vanishes
+        gain = math.sqrt(2)
+        parameters = [gain * orthogonal(length, width, width), 0.1 * torch.randn(length, width)]
     if problem.kind == "normal":
         weight = torch.randn(length, width, width) / math.sqrt(width)  # gain 1
         parameters = [weight, 0.1 * torch.randn(length, width)]
@@ -200,6 +211,15 @@ KINDS = {
         # Gradients are products of hundreds of ill-conditioned matrices.  Measured, L = 1024: the
         # error of our S = 1 is 0.5 to 7 times that of PyTorch's loop, with more segments up to 29.
         slack=10.0,
+    ),
+    "relu": Kind(
+        "MLP (Linear, ReLU)",
+        draw_chain,
+        chain_loop(relu_step),
+        relu_step,
+        relu,
+        # Near 0 a rounding decides whether a gradient passes, in whichever order one sums.
+        slack=100.0,
     ),
     "residual": Kind(
         "residual (SiLU, scale 1/32)",

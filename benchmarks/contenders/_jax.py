@@ -67,6 +67,10 @@ def mlp_step(z: Array, weight: Array, bias: Array) -> Array:
     return jnp.tanh(z @ weight.T + bias)
 
 
+def relu_step(z: Array, weight: Array, bias: Array) -> Array:
+    return jax.nn.relu(z @ weight.T + bias)
+
+
 def residual_step(z: Array, w1: Array, b1: Array, w2: Array, b2: Array) -> Array:
     return z + SCALE * (jax.nn.silu(z @ w1.T + b1) @ w2.T + b2)
 
@@ -88,6 +92,7 @@ def layers_step(z: Array, weight: Array, bias: Array, gamma: Array, beta: Array)
 STEPS = {
     "mlp": mlp_step,
     "normal": mlp_step,
+    "relu": relu_step,
     "residual": residual_step,
     "prenorm": prenorm_step,
     "layers": layers_step,

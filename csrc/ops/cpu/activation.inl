@@ -27,7 +27,7 @@ INLINE void FN(act_value)(const dpcr_activation kind, struct FN(act) act, VEC u,
     switch (kind) {
     case DPCR_LINEAR: *y = u, *d = one; break;
     case DPCR_RELU:
-        *y = FN(select)(u <= 0, zero, u);
+        *y = (VEC)FN(POSITIVE)(u);
         *d = FN(select)(u <= 0, zero, one);
         break;
     case DPCR_LEAKY_RELU:

@@ -14,11 +14,9 @@ INLINE VEC SIZED(widen)(SIZED(row) x) {
 #if WIDTH * REAL_BYTES == VECTOR_BYTES
     return (VEC)x;
 #elif WIDTH == 8
-    return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1);
-#elif 8 * REAL_BYTES == VECTOR_BYTES
-    return __builtin_shufflevector(x, x, 0, 1, 2, 3, -1, -1, -1, -1);
+    return (VEC)FN(WIDEN_8)(x);
 #else
-    return __builtin_shufflevector(x, x, 0, 1, 2, 3, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    return (VEC)FN(WIDEN_4)(x);
 #endif
 }
 
