@@ -145,6 +145,15 @@ INLINE SIZED(row) SIZED(step_back)(const dpcr_chain *chain, struct FN(act) act, 
     return gu;
 }
 
+/* Of the parameters of step l, where there is one sample: a pass of its own would take longer than the walk. */
+INLINE void SIZED(gradient)(const struct pullback_pass *pass, int64_t l, SIZED(row) gu) {
+    REAL *gW = pass->arrays->gparameter[DPCR_W1], *gb = pass->arrays->gparameter[DPCR_B1];
+    const SIZED(row) z = SIZED(load)(FN(before)(pass, l, 0));
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH && gW; i++) *(SIZED(row) *)(gW + (l * WIDTH + i) * WIDTH) = gu[i] * z;
+    if (gb) *(SIZED(row) *)(gb + l * WIDTH) = gu;
+}
+
 static void SIZED(walk_back)(const struct pullback_pass *pass, const struct FN(walk_back) * walk) {
     const dpcr_chain *chain = pass->chain;
     const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
@@ -157,7 +166,10 @@ static void SIZED(walk_back)(const struct pullback_pass *pass, const struct FN(w
             chain, act, W + l * WIDTH * WIDTH, b ? b + l * WIDTH : NULL, FN(before)(pass, l, walk->sample),
             FN(row)(pass->states, l - pass->states_first, walk->sample, chain), &g);
         REAL *saved = FN(saved_row)(pass, l, walk->sample);
-        if (saved) *(SIZED(row) *)saved = gu;
+        if (saved && chain->B == 1)
+            SIZED(gradient)(pass, l, gu);
+        else if (saved)
+            *(SIZED(row) *)saved = gu;
     }
     *(SIZED(row) *)walk->g = g;
 }

@@ -77,12 +77,23 @@ static void FN(scale_panel)(int64_t w, int64_t n, int64_t lanes, const REAL *D, 
             for (int64_t j = 0; j < lanes; j++) V[i * lanes + j] *= D[i * n + j];
 }
 
+/* g (m), x (k) -> out (m,k) = g x^T */
+static void FN(outer)(int64_t m, int64_t k, const REAL *g, const REAL *x, REAL *out) {
+    for (int64_t i = 0; i < m; i++) {
+        int64_t j = 0;
+        for (; j + LANES <= k; j += LANES) FN(store)(out + i * k + j, g[i] * FN(load)(x + j));
+        for (; j + 4 <= k; j += 4) *(FN(quad) *)(out + i * k + j) = g[i] * *(const FN(quad) *)(x + j);
+        for (; j < k; j++) out[i * k + j] = g[i] * x[j];
+    }
+}
+
 /* G rows (count, gs), X rows (count, xs) -> out (m,k) = sum of the outer products g x^T */
 static void FN(sum_outer)(int64_t m, int64_t k, int64_t count, const REAL *G, int64_t gs, const REAL *X,
                           int64_t xs, REAL *out) {
-    for (int64_t i = 0; i < m && count == 1; i++)
-        for (int64_t j = 0; j < k; j++) out[i * k + j] = G[i] * X[j];
-    if (count == 1) return;
+    if (count == 1) {
+        FN(outer)(m, k, G, X, out);
+        return;
+    }
     FN(panel_product)(m, k, count, &(struct FN(matrix)){G, 1, gs}, &(struct FN(panel)){X, xs}, NULL, out, k);
 }
 

@@ -481,6 +481,7 @@ static void FN(gradient_task)(const void *argument, int64_t task, void *memory) 
 static void FN(gradient)(const struct pullback_pass *pass) {
     const dpcr_chain *chain = pass->chain;
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
+    if (chain->B == 1 && FN(is_narrow)(chain, 1, false)) return; /* the walk back has them */
     const struct tasks tasks = {.run = FN(gradient_task),
                                 .pass = pass,
                                 .count = pass->last - pass->first + (kind->parts ? kind->parts(chain) : 0),
