@@ -255,8 +255,8 @@ def page(record: Record, picture: str | None = None) -> str:
         "## Ratios",
         "`ours` is deeppcr with its own plan, `S=L` the paper's method (one segment for each step, "
         "`refresh` adaptive). The best other is the fastest contender that is not deeppcr. Of the "
-        "limit: the larger share of the flop/s of a matrix product and of the bytes/s of a sum, both "
-        "measured by PyTorch on this machine; weights that stay in a cache can be read faster."
+        "limit: the larger share of the flop/s of a matrix product and of the bytes/s of a sum, "
+        "both measured by PyTorch on this machine; weights in a cache can be read faster."
         + limits_text(record),
         ratios(record),
         f"![Times over eager's]({picture})" if picture else "",

@@ -161,7 +161,7 @@ def _run_again(
         if recording:
             return _chain.RecordedChain.apply(kind, options, options.kept, *tensors, None)[0]
         return _chain.run(kind, options, "nothing", *tensors, None)[0]
-    except Exception:
+    except (RuntimeError, TypeError, ValueError):  # not those that hooks of PyTorch steer by
         return None
 
 

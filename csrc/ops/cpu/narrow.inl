@@ -99,11 +99,7 @@ static void SIZED(walk_blocks)(const dpcr_chain *chain, const struct FN(walk) * 
     *(SIZED(row) *)walk->z = z;
 }
 
-static void SIZED(walk)(const dpcr_chain *chain, const struct FN(walk) * walk) {
-    if (chain->step == DPCR_RESIDUAL) {
-        SIZED(walk_blocks)(chain, walk);
-        return;
-    }
+static void SIZED(walk_layers)(const dpcr_chain *chain, const struct FN(walk) * walk) {
     const bool skip = chain->step == DPCR_EULER;
     const REAL scale = (REAL)chain->scale;
     const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
@@ -121,6 +117,57 @@ static void SIZED(walk)(const dpcr_chain *chain, const struct FN(walk) * walk) {
         if (state) *(SIZED(row) *)state = z, state += walk->stride;
     }
     *(SIZED(row) *)walk->z = z;
+}
+
+/* The same with the product of the step Jacobians: Q (WIDTH,WIDTH), rows of `stride`, is multiplied by them. */
+static void SIZED(walk_tangents)(const dpcr_chain *chain, const struct FN(walk) * walk, REAL *data,
+                                 int64_t stride) {
+    const bool skip = chain->step == DPCR_EULER;
+    const REAL scale = (REAL)chain->scale;
+    const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
+    const REAL *W = FN(parameter)(chain, DPCR_W1, walk->first),
+               *b = FN(parameter)(chain, DPCR_B1, walk->first);
+    REAL *state = walk->states;
+    SIZED(row) z = SIZED(load)(walk->z), slope, Q[WIDTH], product[WIDTH];
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++) Q[i] = SIZED(load)(data + i * stride);
+    for (int64_t l = walk->first; l < walk->last; l++) {
+        const REAL *own = W;
+        SIZED(row) a = SIZED(affine)(&W, &b, z);
+        SIZED(act)(chain->activation, act, a, &a, &slope);
+#pragma GCC unroll 16
+        for (int r = 0; r < WIDTH; r++) product[r] = (SIZED(row)){0};
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; i++)
+#pragma GCC unroll 16
+            for (int r = 0; r < WIDTH; r++) product[r] += own[r * WIDTH + i] * Q[i];
+#pragma GCC unroll 16
+        for (int r = 0; r < WIDTH; r++) {
+            product[r] *= slope[r];
+            if (skip)
+                Q[r] += scale * product[r];
+            else
+                Q[r] = product[r];
+        }
+        if (skip)
+            z += scale * a;
+        else
+            z = a;
+        if (state) *(SIZED(row) *)state = z, state += walk->stride;
+    }
+    *(SIZED(row) *)walk->z = z;
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++) *(SIZED(row) *)(data + i * stride) = Q[i];
+}
+
+/* Q: NULL, or tangents of steps of one layer */
+static void SIZED(walk)(const dpcr_chain *chain, const struct FN(walk) * walk, REAL *Q, int64_t stride) {
+    if (Q)
+        SIZED(walk_tangents)(chain, walk, Q, stride);
+    else if (chain->step == DPCR_RESIDUAL)
+        SIZED(walk_blocks)(chain, walk);
+    else
+        SIZED(walk_layers)(chain, walk);
 }
 
 /* One step back: g, z_{l-1}, z_l -> gu; g becomes the gradient of z_{l-1} */

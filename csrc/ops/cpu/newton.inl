@@ -8,6 +8,15 @@ static const double FN(epsilon) = sizeof(REAL) == sizeof(float) ? FLT_EPSILON : 
 /* Below it there are denormals. */
 static const double FN(tiny) = sizeof(REAL) == sizeof(float) ? 1e-37 : 1e-307;
 
+/* fmax and fmin where b is a number, without a call. */
+INLINE double FN(larger)(double a, double b) {
+    return a > b ? a : b;
+}
+
+INLINE double FN(smaller)(double a, double b) {
+    return a < b ? a : b;
+}
+
 static REAL *FN(start_of)(const struct newton *n, int64_t k, int64_t s) {
     return FN(segment_row)(&n->starts, k, s, n->w);
 }
@@ -74,7 +83,7 @@ static void FN(each_sample)(const struct newton *n, void (*run)(const void *, in
 
 /* States smaller than this count as of this size. */
 static double FN(smallest)(const struct newton *n) {
-    return fmax(n->options.atol / n->options.rtol, FN(tiny));
+    return FN(larger)(n->options.atol / n->options.rtol, FN(tiny));
 }
 
 /* ---- 2. r = e - s --------------------------------------------------------------------------- */
@@ -94,7 +103,7 @@ static double FN(relative_residual)(const struct newton *n, int64_t k, int64_t s
         }
     }
     const double scale = FN(norm)(w, FN(end_of)(n, k, s)) + P * FN(norm)(w, FN(start_of)(n, k, s));
-    const double ratio = r / fmax(scale, FN(smallest)(n));
+    const double ratio = r / FN(larger)(scale, FN(smallest)(n));
     return ratio >= 0 ? ratio : INFINITY; /* NaN */
 }
 
@@ -164,7 +173,7 @@ static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
         }
         for (int64_t i = 0; i < w; i++) r[i] = e[i] - next[i];
         if (sample->rounding <= kNewtonSlack * n->options.rtol)
-            sample->rounding = fmax(sample->rounding, FN(relative_residual)(n, k, s, FN(norm)(w, r)));
+            sample->rounding = FN(larger)(sample->rounding, FN(relative_residual)(n, k, s, FN(norm)(w, r)));
     }
     sample->exact = dpcr_min(equal + 1, n->S - 1);
 }
@@ -201,7 +210,7 @@ static double FN(relative_error)(const struct newton *n, int64_t s, REAL *scratc
             const double drift = FN(norm)(w, sum);
             size = drift <= size ? size : drift; /* NaN, too */
         }
-        const double ratio = size / fmax(FN(norm)(w, FN(end_of)(n, k, s)), FN(smallest)(n));
+        const double ratio = size / FN(larger)(FN(norm)(w, FN(end_of)(n, k, s)), FN(smallest)(n));
         if (!(ratio < INFINITY)) return INFINITY;
         q = ratio > q ? ratio : q;
     }
@@ -213,7 +222,7 @@ static double FN(relative_error)(const struct newton *n, int64_t s, REAL *scratc
 static bool FN(is_right)(const struct newton *n, const struct newton_sample *sample) {
     const double rtol = n->options.rtol, slack = kNewtonSlack * rtol, q = sample->error, r = sample->rounding;
     if (n->options.structure != DPCR_P_DENSE)
-        return r <= rtol / 2 && q <= slack * fmax(1, sqrt((double)n->S) / 8);
+        return r <= rtol / 2 && q <= slack * FN(larger)(1, sqrt((double)n->S) / 8);
     const bool stuck = q >= kNewtonStuck * sample->before || r <= 2 * FN(epsilon);
     return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
@@ -304,8 +313,8 @@ static void FN(update_boundary)(const struct newton *n, int64_t k, int64_t s, RE
     REAL *start = FN(start_of)(n, k + 1, s), *next = scratch, *step = scratch + w;
     n->guarded[at] = !FN(next_start)(n, k, s, next);
     for (int64_t i = 0; i < w; i++) step[i] = next[i] - start[i];
-    const double moved = FN(norm)(w, step) / fmax(FN(norm)(w, next), FN(smallest)(n));
-    n->moved[at] += (float)fmin(moved, 1e30);
+    const double moved = FN(norm)(w, step) / FN(larger)(FN(norm)(w, next), FN(smallest)(n));
+    n->moved[at] += (float)FN(smaller)(moved, 1e30);
     memcpy(start, next, (size_t)w * sizeof(REAL));
 }
 
@@ -361,7 +370,7 @@ static void FN(judge_task)(const void *argument, int64_t s, void *memory) {
     bool guarded = false;
     for (int64_t k = 1; k < n->S; k++) guarded = guarded || n->guarded[k * n->B + s];
     const double q = sample->error, gain = q / sample->before;
-    const double rho = fmin(gain > kNewtonFastest ? gain : kNewtonFastest, kNewtonSlowest);
+    const double rho = FN(smaller)(gain > kNewtonFastest ? gain : kNewtonFastest, kNewtonSlowest);
     const bool predicted =
         dense ? n->sweep > 2 && (q * rho / (1 - rho) <= n->options.rtol || FN(is_right)(n, sample))
               : FN(is_right)(n, sample);

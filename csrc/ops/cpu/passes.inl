@@ -96,17 +96,18 @@ static bool FN(is_narrow)(const dpcr_chain *chain, int64_t n, bool blocks) {
            && (w == 4 || w == 8 || w == 16) && w * REAL_BYTES <= VECTOR_BYTES;
 }
 
-static void FN(walk_narrow)(const dpcr_chain *chain, const struct FN(walk) * walk) {
-    (void)walk; /* where no width is narrow */
+/* Q: tangents of one panel, or of none */
+static void FN(walk_narrow)(const dpcr_chain *chain, const struct FN(walk) * walk, REAL *Q, int64_t stride) {
+    (void)walk, (void)Q, (void)stride; /* where no width is narrow */
     switch (chain->w) {
 #if 4 * REAL_BYTES <= VECTOR_BYTES
-    case 4: FN(walk_4)(chain, walk); break;
+    case 4: FN(walk_4)(chain, walk, Q, stride); break;
 #endif
 #if 8 * REAL_BYTES <= VECTOR_BYTES
-    case 8: FN(walk_8)(chain, walk); break;
+    case 8: FN(walk_8)(chain, walk, Q, stride); break;
 #endif
 #if 16 * REAL_BYTES <= VECTOR_BYTES
-    case 16: FN(walk_16)(chain, walk); break;
+    case 16: FN(walk_16)(chain, walk, Q, stride); break;
 #endif
     default: break;
     }
@@ -265,12 +266,14 @@ static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const
     const void *noise = chain->parameter[DPCR_NOISE];
     FN(load_tile)(w, at->count, n, FN(start_row)(pass, k, at->s0), z);
     const int64_t first = dpcr_edge(k, chain->L, pass->S), last = dpcr_edge(k + 1, chain->L, pass->S);
-    const bool narrow = FN(is_narrow)(chain, n, true) && !wants.tangents;
+    const bool dense = wants.tangents && !pass->tangents.diagonal;
+    const bool narrow = FN(is_narrow)(chain, n, !wants.tangents) && dense == wants.tangents;
     if (narrow) {
         REAL *states = wants.states
                            ? FN(row)(pass->states, first - pass->states_first, pass->first + at->s0, chain)
                            : NULL;
-        FN(walk_narrow)(chain, &(struct FN(walk)){first, last, z, states, chain->B * w});
+        FN(walk_narrow)(chain, &(struct FN(walk)){first, last, z, states, chain->B * w},
+                        dense ? Q.data : NULL, Q.lanes);
     }
     for (int64_t l = first; l < last && !narrow; l++) {
         if (wants.tangents)
