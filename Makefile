@@ -73,6 +73,9 @@ bench: $(done)/package $(done)/bench ## verify, then time against everybody, and
 	OMP_WAIT_POLICY=passive $(py) benchmarks/dropin.py $(ARGS) || status=1; \
 	exit $$status
 
+bench-grid: $(done)/package $(done)/bench ## chains of every length, width and batch against eager and JAX: half an hour
+	OMP_WAIT_POLICY=passive $(py) benchmarks/bench.py --grid
+
 # ---- tests ------------------------------------------------------------------------------------------------
 
 test: $(if $(SAN),test-asan test-tsan,test-c test-example test-cuda test-python) ## all tests; with SAN=1 the C tests under sanitizers

@@ -244,9 +244,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="about two minutes [default]")
     size.add_argument("--full", action="store_true", help="all sizes and compilers, half an hour")
-    size.add_argument(
-        "--grid", action="store_true", help="all chains against eager and JAX, half an hour"
-    )
+    size.add_argument("--grid", action="store_true", help="all chains, against eager and JAX")
     size.add_argument("--render", type=Path, metavar="JSON", help="write the page of a record anew")
     add("--problem", type=parse_problem, nargs="+", metavar="KIND,L,W,B", help="these instead")
     add("--compiled", choices=["some", "all", "none"], default="some", help="at which sizes")

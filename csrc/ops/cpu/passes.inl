@@ -75,17 +75,17 @@ struct FN(walk_back) {
 #if 4 * REAL_BYTES <= VECTOR_BYTES
 #define WIDTH 4
 #define SIZED(name) FN(name##_4)
-#include "ops/cpu/narrow.inl"
+#include "ops/cpu/walk.inl"
 #endif
 #if 8 * REAL_BYTES <= VECTOR_BYTES
 #define WIDTH 8
 #define SIZED(name) FN(name##_8)
-#include "ops/cpu/narrow.inl"
+#include "ops/cpu/walk.inl"
 #endif
 #if 16 * REAL_BYTES <= VECTOR_BYTES
 #define WIDTH 16
 #define SIZED(name) FN(name##_16)
-#include "ops/cpu/narrow.inl"
+#include "ops/cpu/walk.inl"
 #endif
 
 /* Whether there is a walk of this chain, and, for steps of one layer, a walk back. */
