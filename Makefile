@@ -12,7 +12,7 @@ SAN ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env build demo demo-diffusion bench test test-c test-example test-python test-asan test-tsan test-cuda cuda lint format abi clean
+.PHONY: help env build demo demo-diffusion bench bench-grid test test-c test-example test-python test-asan test-tsan test-cuda cuda lint format abi clean
 .DELETE_ON_ERROR:
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)

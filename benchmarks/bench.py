@@ -38,9 +38,9 @@ OUR_SLACK, SLACK = 10.0, 100.0
 """How many times the fp32 loop's own error against fp64 deeppcr and the others may have (JAX has a
 tanh of 10 times less accuracy, which is no reason to leave it out),"""
 HOPELESS = 1e-3
-"""and the most in any case: where the loop is no better, nothing is verified;"""
+"""and the most in any case: where the loop is no better, nobody may be worse than the loop;"""
 FLIPPED = 4.0
-"""but for gradients through kinks, where the loop has lost some of them to a rounding near 0."""
+"""times its error for gradients through kinks, of which a rounding near 0 loses some."""
 
 
 # ---- what is run --------------------------------------------------------------------------------
@@ -183,8 +183,7 @@ def tried(
         return told(reason)
     allowed = min((OUR_SLACK if contender.ours else SLACK) * own, HOPELESS)
     allowed *= KINDS[problem.kind].slack
-    if KINDS[problem.kind].kinks and problem.trains:
-        allowed = max(allowed, FLIPPED * own)
+    allowed = max(allowed, own * (FLIPPED if KINDS[problem.kind].kinks and problem.trains else 1))
     known = distance if math.isfinite(distance) else None
     return run, Entry(known, allowed, first_call, notes=notes)
 

@@ -196,12 +196,38 @@ def test_losing_ratios_are_bold_and_claims_are_held():
     known = {name: {**facts, "ours": name == "deeppcr"} for name in cell().entries}
     slow = record.Entry(1e-6, 1e-5, 0.1, [8.0, 8.0, 8.0])
     text = page.page(record.Record({}, known, [cell(entries={"deeppcr": slow})]))
-    assert "| **0.5** | **0.25** | **loses to stacked loop** |" in text
+    assert "| **0.5** | - | **0.25** | **loses to stacked loop** | - |" in text
     claims = [line for line in text.splitlines() if "**FAIL**" in line]
     assert len(claims) == 1 and claims[0].endswith(": 0.5")
-    fast = record.Entry(1e-6, 1e-5, 0.1, [0.1, 0.1, 0.1])
+    fast = record.Entry(1e-6, 1e-5, 0.1, [0.01, 0.01, 0.01])
     text = page.page(record.Record({}, known, [cell(entries={"deeppcr": fast})]))
-    assert "**FAIL**" not in text and "- pass: deeppcr at least 30 times" in text
+    assert "**FAIL**" not in text and "- pass: deeppcr at least 100 times" in text
+
+
+def test_every_cell_is_held_to_the_rival_and_to_the_limits():
+    facts = {"title": "", "compiles": False, "always_right": True}
+    known = {name: {**facts, "ours": name == "deeppcr"} for name in ("deeppcr", "JAX scan")}
+
+    def entry(seconds: float) -> record.Entry:
+        return record.Entry(1e-6, 1e-5, 0.1, [seconds] * 3)
+
+    def claims(limits: dict[str, float], *pairs: tuple[float, float]) -> str:
+        cells = [
+            cell(width=64, batch=256, entries={"deeppcr": entry(ours), "JAX scan": entry(rival)})
+            for ours, rival in pairs
+        ]
+        return "\n".join(page.claims(record.Record({}, known, cells, limits=limits)))
+
+    assert "pass: faster than JAX scan" in claims({}, (1.0, 1.4))
+    slower = claims({}, (1.0, 1.4), (1.0, 1.2), (6e-5, 5e-5))
+    assert "**FAIL**: faster than JAX scan" in slower and "1 cells, 1 more under 75 us" in slower
+    assert slower.count("missed") == 1 and slower.endswith(": 1.20 of 1.3")
+    work = 2.0 * 1024 * 64**2 * 256  # what the rival does at four fifths of the limit
+    limits = {"matmul": work / 1.2 / 0.8, "read": 1e30}
+    near = claims(limits, (1.0, 1.2))
+    assert "pass: faster than JAX scan" in near
+    assert "pass: at least 75% of the limit" in near and near.count(": 96%") == 1
+    assert "**FAIL**: at least 75% of the limit" in claims(limits, (2.0, 2.6))
 
 
 def test_what_is_not_a_number_or_of_another_shape_is_infinitely_wrong():

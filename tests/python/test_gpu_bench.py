@@ -88,7 +88,7 @@ def test_every_pass_of_a_chain_is_verified_timed_and_written(run, kind):
         assert cell.absent["CUDA graph"] == "needs a GPU" and "deeppcr S=16" in cell.absent
         assert cell.entries["deeppcr S=8"].notes["segments"] == 8
         assert cell.entries["deeppcr S=8"].notes["sweeps"] > 1
-    assert set(found.limits) == {"copy", "matmul", "launch"}
+    assert set(found.limits) == {"copy", "read", "matmul", "launch"}
     assert {"device", "torch", "commit", "seconds"} <= set(found.setting)
     heads = ["## Ratios, wall time", "## Where it loses", "## Limits", "## Segments"]
     assert all(head in text for head in heads) and "on the device" not in text.split("## ")[1]
