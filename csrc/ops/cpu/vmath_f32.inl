@@ -4,6 +4,9 @@
  * named), a few ulp each, branch-free by selection.  NaN stays NaN.
  */
 
+/* Unsigned: they may overflow. */
+typedef uint32_t FN(bits) __attribute__((vector_size(VECTOR_BYTES)));
+
 INLINE VEC FN(select)(FN(mask) where, VEC a, VEC b) {
     return (VEC)((where & (FN(mask))a) | (~where & (FN(mask))b));
 }
@@ -71,7 +74,7 @@ INLINE VEC FN(vtanh)(VEC x) {
     const VEC shifted = a * 2.88539008f + magic, n = shifted - magic;
     const VEC r = 2 * a - n * 0.693147181f, square = r * r;
     const VEC e = (1 + r) + square * FN(quartic)(R, r, square);
-    const VEC E = (VEC)((FN(mask))e + ((FN(mask))shifted << 23));
+    const VEC E = (VEC)((FN(bits))e + ((FN(bits))shifted << 23));
     const VEC y = FN(select)(a >= 0.625f, 1 - 2 / (E + 1), small);
     return FN(copysign)(FN(select)(a > 10.0f, FN(splat)(1), y), x);
 }
