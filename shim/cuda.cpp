@@ -90,7 +90,8 @@ int32_t device_index(const Tensor &tensor) {
     return tensor.get_device_index();
 }
 
-void expect_writes(void *, size_t) {}
+void expect_writes(void *, size_t) {
+}
 
 Run run_beside(const Tensor &tensor) {
     const int32_t device = device_index(tensor);

@@ -65,7 +65,7 @@ INLINE SIZED(row) SIZED(slope)(dpcr_activation kind, SIZED(row) y) {
 /* W (WIDTH,WIDTH), b (WIDTH) or NULL, of one step of many: b and W are moved on */
 INLINE SIZED(row) SIZED(affine)(const REAL **W, const REAL **b, SIZED(row) x) {
     SIZED(row) y = SIZED(apply)(*W, WIDTH, x);
-    *W += WIDTH * WIDTH;
+    *W += (int64_t)WIDTH * WIDTH;
     if (*b) y += SIZED(load)(*b), *b += WIDTH;
     return y;
 }
