@@ -299,3 +299,53 @@ def test_options_reach_the_operator() -> None:
     for index, one in enumerate(results):
         for other in results[:index]:
             assert not torch.allclose(one, other)
+
+
+# ---- a call like an earlier one, and a long one --------------------------------------------------
+
+
+def test_a_repeated_call_is_checked_as_the_first() -> None:
+    chain, x = dpcr.nn.ResidualChain(4, 6, norm="layer_norm"), torch.randn(3, 4)
+    first = chain(x)
+    assert torch.equal(chain(x), first) and chain(x).requires_grad
+    with torch.no_grad():
+        assert torch.equal(chain(x), first) and torch.equal(chain(x), first)
+    for wrong, error in ((torch.randn(3, 5), ValueError), (x.double(), TypeError)):
+        with pytest.raises(error, match="weight1"):
+            chain(wrong)
+    chain.weight1.data = chain.weight1.data.double()
+    with pytest.raises(TypeError, match="weight1 must have the dtype of input"):
+        chain(x)
+    chain.float()
+    with dpcr.sequential():
+        assert_close(chain(x), first)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chain(x.bfloat16()).dtype == torch.float32
+    scale, chain.scale = chain.scale, 0.0
+    assert torch.equal(chain(x), x)
+    chain.scale = scale
+    chain.solver = dpcr.nn.ResidualChain(4, 6, segments=3).solver
+    assert chain(x, return_info=True)[1].plan.segments == 3
+    assert_close(chain(x), first)
+    for parameter in chain.parameters():
+        parameter.requires_grad_(False)
+    assert not chain(x).requires_grad
+    gradient = torch.autograd.grad(chain(x.requires_grad_()).sum(), x)[0]
+    assert gradient.shape == x.shape
+
+
+def test_a_million_steps() -> None:
+    """Forward and backward, bit for bit what two halves give."""
+    half = 500_000
+    weight = (0.4 * torch.randn(2 * half, 4, 4)).requires_grad_()
+    bias = torch.randn(2 * half, 4).requires_grad_()
+    z = torch.randn(1, 4).requires_grad_()
+    leaves = [z, weight, bias]
+    whole = dpcr.mlp_chain(z, weight, bias)
+    middle = dpcr.mlp_chain(z, weight[:half], bias[:half])
+    assert torch.equal(whole, dpcr.mlp_chain(middle, weight[half:], bias[half:]))
+    gradients = torch.autograd.grad(whole.sum(), leaves)
+    parts = torch.autograd.grad(dpcr.mlp_chain(middle, weight[half:], bias[half:]).sum(), leaves)
+    assert gradients[2][-1].abs().sum() > 0
+    for mine, of_halves in zip(gradients, parts, strict=True):
+        assert torch.equal(mine, of_halves)
