@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.machinery
 import sys
@@ -67,6 +68,10 @@ def timm() -> Iterator[Any]:
         ).split()
     ]
     absent = "torchvision" not in sys.modules and not importlib.util.find_spec("torchvision")
+    # Others ask once whether it is there, and remember the answer for their own tests.
+    for other in ("transformers.utils.import_utils", "diffusers.utils.import_utils"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(other).is_torchvision_available()
     if absent:
         for name in names:
             module = MagicMock(__spec__=importlib.machinery.ModuleSpec(name, None), __path__=[])
