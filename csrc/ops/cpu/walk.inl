@@ -2,7 +2,8 @@
  *
  * One sample of WIDTH elements through steps of one layer, z' = act(u) or z + s act(u), u = W z + b, or through
  * residual blocks as wide inside, without leaving the registers: such a chain is latency and nothing else.  The
- * operations, and so the bits, are those of mlp.inl, euler.inl, residual.inl.  Included once for each width whose rows are one register or part of one; SIZED(name) makes their names.
+ * operations, and so the bits, are those of mlp.inl, euler.inl, residual.inl.  Included once for each width whose
+ * rows are one register or part of one; SIZED(name) makes their names.
  */
 
 /* Between a row and a vector whose other lanes nobody looks at: the compiler is right that they have no value. */
@@ -24,9 +25,9 @@ INLINE SIZED(row) SIZED(narrow)(VEC x) {
 #if WIDTH * REAL_BYTES == VECTOR_BYTES
     return (SIZED(row))x;
 #elif WIDTH == 8
-    return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+    return (SIZED(row))FN(NARROW_8)(x);
 #else
-    return __builtin_shufflevector(x, x, 0, 1, 2, 3);
+    return (SIZED(row))FN(NARROW_4)(x);
 #endif
 }
 

@@ -24,24 +24,28 @@
 #define VECTOR_REGISTERS 16
 #endif
 
-/* A quarter or half of a vector as a whole one whose other lanes have no value: nothing is computed, but GCC would go
- * through memory.  Names: elements, dtype.  And max(x, 0) that keeps NaN: one instruction, where a selection takes
+/* A quarter or half of a vector as a whole one whose other lanes have no value, and back: nothing is computed, but GCC
+ * would go through memory.  Names: elements, dtype.  And max(x, 0) that keeps NaN: one instruction, where a selection takes
  * three. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define WIDEN_4_f32(x) _mm512_castps128_ps512((__m128)(x))
 #define WIDEN_8_f32(x) _mm512_castps256_ps512((__m256)(x))
 #define WIDEN_4_f64(x) _mm512_castpd256_pd512((__m256d)(x))
+#define NARROW_4_f32(x) _mm512_castps512_ps128((__m512)(x))
+#define NARROW_8_f32(x) _mm512_castps512_ps256((__m512)(x))
+#define NARROW_4_f64(x) _mm512_castpd512_pd256((__m512d)(x))
 #define POSITIVE_f32(x) _mm512_max_ps(_mm512_setzero_ps(), (__m512)(x))
 #define POSITIVE_f64(x) _mm512_max_pd(_mm512_setzero_pd(), (__m512d)(x))
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define WIDEN_4_f32(x) _mm256_castps128_ps256((__m128)(x))
+#define NARROW_4_f32(x) _mm256_castps256_ps128((__m256)(x))
 #define POSITIVE_f32(x) _mm256_max_ps(_mm256_setzero_ps(), (__m256)(x))
 #define POSITIVE_f64(x) _mm256_max_pd(_mm256_setzero_pd(), (__m256d)(x))
 #else
-#define POSITIVE_f32(x) select_f32(x <= 0, (vec_f32){0}, x)
-#define POSITIVE_f64(x) select_f64(x <= 0, (vec_f64){0}, x)
+#define POSITIVE_f32(x) ((vec_f32)((mask_f32)(x) & ~((x) <= 0)))
+#define POSITIVE_f64(x) ((vec_f64)((mask_f64)(x) & ~((x) <= 0)))
 #endif
 
 #define PASTE_(a, b) a##_##b
