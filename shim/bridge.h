@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 #include <algorithm>
 #include <optional>
@@ -28,16 +29,13 @@ extern "C" __attribute__((weak)) const char *torch_exception_get_what_without_ba
 namespace deeppcr {
 
 using torch::headeronly::ScalarType;
-using Shape = std::vector<int64_t>;
+// A view, for the expression that makes it.
+using Shape = torch::headeronly::IntHeaderOnlyArrayRef;
 
-inline std::string text(const Shape &shape) {
+inline std::string text(Shape shape) {
     std::string out = "(";
     for (size_t i = 0; i < shape.size(); i++) out += (i ? ", " : "") + std::to_string(shape[i]);
     return out + ")";
-}
-
-inline Shape shape_of(const Tensor &tensor) {
-    return Shape(tensor.sizes().begin(), tensor.sizes().end());
 }
 
 // message: text, or a function that makes it; a call has no time for text that nobody reads.
@@ -79,10 +77,10 @@ inline void check_like(const char *name, const Tensor &tensor, const Tensor &oth
             [&] { return std::string(name) + " must be " + kHere; });
 }
 
-inline void check_shape(const char *name, const Tensor &tensor, const Shape &expected) {
+inline void check_shape(const char *name, const Tensor &tensor, Shape expected) {
     const auto sizes = tensor.sizes();
     require(std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()), [&] {
-        return std::string(name) + " must have shape " + text(expected) + ", got " + text(shape_of(tensor));
+        return std::string(name) + " must have shape " + text(expected) + ", got " + text(sizes);
     });
 }
 
@@ -96,16 +94,19 @@ inline Tensor packed(const Tensor &tensor) {
 inline constexpr size_t kManyBytes = size_t(4) << 20;
 
 // On the device of another tensor.
-inline Tensor allocate(const Shape &shape, ScalarType type, const Tensor &beside) {
-    Shape strides(shape.size(), 1);
-    for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+inline Tensor allocate(Shape shape, ScalarType type, const Tensor &beside) {
+    constexpr size_t kMostDimensions = 4;
+    int64_t strides[kMostDimensions];
+    require(shape.size() <= kMostDimensions, "no result has more than 4 dimensions");
+    for (size_t i = shape.size(); i-- > 0;)
+        strides[i] = i + 1 == shape.size() ? 1 : strides[i + 1] * std::max<int64_t>(shape[i + 1], 1);
     const int32_t dtype = type == ScalarType::Float    ? aoti_torch_dtype_float32()
                           : type == ScalarType::Double ? aoti_torch_dtype_float64()
                           : type == ScalarType::Int    ? aoti_torch_dtype_int32()
                           : type == ScalarType::Long   ? aoti_torch_dtype_int64()
                                                        : aoti_torch_dtype_uint8();
     AtenTensorHandle handle = nullptr;
-    if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,
+    if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides, dtype,
                                  device_type(), device_index(beside), &handle)
         != TORCH_SUCCESS)
         throw std::runtime_error(torch_exception_get_what_without_backtrace
@@ -118,7 +119,7 @@ inline Tensor allocate(const Shape &shape, ScalarType type, const Tensor &beside
 }
 
 inline Tensor allocate_like(const Tensor &tensor) {
-    return allocate(shape_of(tensor), tensor.scalar_type(), tensor);
+    return allocate(tensor.sizes(), tensor.scalar_type(), tensor);
 }
 
 // What a gradient that nobody asked for comes back as.

@@ -23,7 +23,8 @@ constexpr ActivationName kActivations[] = {
     {"softplus", DPCR_SOFTPLUS, 2},
 };
 
-void set_activation(dpcr_chain &chain, const std::string &name, const std::vector<double> &parameters) {
+void set_activation(dpcr_chain &chain, const std::string &name, const Numbers &given) {
+    const std::vector<double> none, &parameters = given ? *given : none;
     for (const ActivationName &activation : kActivations) {
         if (name != activation.name) continue;
         require(parameters.size() == activation.parameters, [&] {
@@ -45,20 +46,24 @@ dpcr_norm norm_of(const std::string &norm) {
     return DPCR_RMS_NORM;
 }
 
-constexpr std::array<const char *, DPCR_PARAMETERS> kParameterNames = {
-    "weight1",   "bias1",         "weight2",      "bias2", "norm_weight",
-    "norm_bias", "weight_hidden", "coefficients", "noise"};
 using Parameters = std::array<std::optional<Tensor>, DPCR_PARAMETERS>;
+
+using Order = torch::headeronly::HeaderOnlyArrayRef<dpcr_parameter>;
+constexpr dpcr_parameter kMlpOrder[] = {DPCR_W1, DPCR_B1};
+constexpr dpcr_parameter kResidualOrder[] = {DPCR_W1, DPCR_B1, DPCR_W2, DPCR_B2, DPCR_GAMMA, DPCR_BETA};
+constexpr dpcr_parameter kLayersOrder[] = {DPCR_W1, DPCR_B1, DPCR_GAMMA, DPCR_BETA};
+constexpr dpcr_parameter kDenoiseOrder[] = {DPCR_W1, DPCR_B1,           DPCR_WH,   DPCR_W2,
+                                            DPCR_B2, DPCR_COEFFICIENTS, DPCR_NOISE};
 
 // A chain with the tensors whose memory it points to.
 struct Chain {
     dpcr_chain c = {};
     Tensor z0;
-    Parameters parameters;             // contiguous
-    std::vector<dpcr_parameter> order; // in which the operator has them
+    Parameters parameters; // contiguous
+    Order order; // in which the operator has them
 };
 
-void set_parameter(Chain &chain, dpcr_parameter which, const char *name, const Shape &shape) {
+void set_parameter(Chain &chain, dpcr_parameter which, const char *name, Shape shape) {
     std::optional<Tensor> &parameter = chain.parameters[which];
     if (!parameter) return;
     check_like(name, *parameter, chain.z0);
@@ -69,10 +74,10 @@ void set_parameter(Chain &chain, dpcr_parameter which, const char *name, const S
 
 Chain start_chain(dpcr_step step, const Tensor &z0, const Tensor &weight, const char *weight_name,
                   int64_t dimensions = 3) {
-    require(z0.dim() == 2, [&] { return "z0 must have shape (B, w), got " + text(shape_of(z0)); });
+    require(z0.dim() == 2, [&] { return "z0 must have shape (B, w), got " + text(z0.sizes()); });
     require(weight.dim() == dimensions, [&] {
         return std::string(weight_name) + " must have " + std::to_string(dimensions) + " dimensions, got "
-               + text(shape_of(weight));
+               + text(weight.sizes());
     });
     check_like("z0", z0, z0);
     Chain chain;
@@ -85,19 +90,19 @@ Chain start_chain(dpcr_step step, const Tensor &z0, const Tensor &weight, const 
 }
 
 Chain mlp_chain(const Tensor &z0, const Tensor &weight, const std::optional<Tensor> &bias,
-                const std::string &activation, const std::vector<double> &activation_parameters) {
+                const std::string &activation, const Numbers &activation_parameters) {
     Chain chain = start_chain(DPCR_MLP, z0, weight, "weight");
     const int64_t L = chain.c.L, w = chain.c.w;
     set_activation(chain.c, activation, activation_parameters);
     chain.parameters[DPCR_W1] = weight, chain.parameters[DPCR_B1] = bias;
-    chain.order = {DPCR_W1, DPCR_B1};
+    chain.order = kMlpOrder;
     set_parameter(chain, DPCR_W1, "weight", {L, w, w});
     set_parameter(chain, DPCR_B1, "bias", {L, w});
     return chain;
 }
 
 Chain euler_chain(const Tensor &z0, const Tensor &weight, const std::optional<Tensor> &bias,
-                  const std::string &activation, const std::vector<double> &activation_parameters,
+                  const std::string &activation, const Numbers &activation_parameters,
                   double scale) {
     Chain chain = mlp_chain(z0, weight, bias, activation, activation_parameters);
     chain.c.step = DPCR_EULER, chain.c.scale = scale;
@@ -115,7 +120,7 @@ void set_norm(Chain &chain, const std::string &norm, double eps) {
 
 struct ResidualOptions {
     std::string activation;
-    std::vector<double> activation_parameters;
+    Numbers activation_parameters;
     std::string norm;
     double norm_eps, scale;
 };
@@ -126,18 +131,20 @@ Chain residual_chain(const Tensor &z0, const Parameters &parameters, const Resid
     set_activation(chain.c, options.activation, options.activation_parameters);
     chain.c.scale = options.scale;
     chain.parameters = parameters;
-    chain.order = {DPCR_W1, DPCR_B1, DPCR_W2, DPCR_B2, DPCR_GAMMA, DPCR_BETA};
+    chain.order = kResidualOrder;
     set_norm(chain, options.norm, options.norm_eps);
-    const Shape shapes[DPCR_PARAMETERS] = {{L, h, w}, {L, h}, {L, w, h}, {L, w}, {L, w}, {L, w}};
-    for (int i = 0; i < DPCR_PARAMETERS; i++)
-        set_parameter(chain, static_cast<dpcr_parameter>(i), kParameterNames[static_cast<size_t>(i)],
-                      shapes[i]);
+    set_parameter(chain, DPCR_W1, "weight1", {L, h, w});
+    set_parameter(chain, DPCR_B1, "bias1", {L, h});
+    set_parameter(chain, DPCR_W2, "weight2", {L, w, h});
+    set_parameter(chain, DPCR_B2, "bias2", {L, w});
+    set_parameter(chain, DPCR_GAMMA, "norm_weight", {L, w});
+    set_parameter(chain, DPCR_BETA, "norm_bias", {L, w});
     return chain;
 }
 
 struct LayersOptions {
     std::string activation;
-    std::vector<double> activation_parameters;
+    Numbers activation_parameters;
     std::string norm;
     double norm_eps;
     bool skip;
@@ -151,7 +158,7 @@ Chain layers_chain(const Tensor &z0, const Parameters &parameters, const LayersO
     set_activation(chain.c, options.activation, options.activation_parameters);
     chain.c.layers = M, chain.c.skip = options.skip, chain.c.scale = options.scale;
     chain.parameters = parameters;
-    chain.order = {DPCR_W1, DPCR_B1, DPCR_GAMMA, DPCR_BETA};
+    chain.order = kLayersOrder;
     set_norm(chain, options.norm, options.norm_eps);
     set_parameter(chain, DPCR_W1, "weight", {L, M, w, w});
     set_parameter(chain, DPCR_B1, "bias", {L, M, w});
@@ -162,7 +169,7 @@ Chain layers_chain(const Tensor &z0, const Parameters &parameters, const LayersO
 
 // M, L and h are those of the biases (L,M+1,h).
 Chain denoise_chain(const Tensor &z0, const Parameters &parameters, const std::string &activation,
-                    const std::vector<double> &activation_parameters) {
+                    const Numbers &activation_parameters) {
     const Tensor &bias = *parameters[DPCR_B1];
     Chain chain = start_chain(DPCR_DENOISE, z0, bias, "bias");
     const int64_t L = chain.c.L, M = bias.size(1) - 1, h = bias.size(2), B = chain.c.B, w = chain.c.w;
@@ -172,7 +179,7 @@ Chain denoise_chain(const Tensor &z0, const Parameters &parameters, const std::s
     chain.c.layers = M, chain.c.h = h;
     set_activation(chain.c, activation, activation_parameters);
     chain.parameters = parameters;
-    chain.order = {DPCR_W1, DPCR_B1, DPCR_WH, DPCR_W2, DPCR_B2, DPCR_COEFFICIENTS, DPCR_NOISE};
+    chain.order = kDenoiseOrder;
     set_parameter(chain, DPCR_W1, "weight_in", {h, w});
     set_parameter(chain, DPCR_B1, "bias", {L, M + 1, h});
     set_parameter(chain, DPCR_WH, "weight_hidden", {M, h, h});
@@ -230,7 +237,7 @@ Incoming check_incoming(const Chain &chain, const Solver &solver, const std::opt
     check_shape("kept", kept, solver.kept_shape(chain.c));
     Incoming incoming = {std::nullopt, std::nullopt, packed(kept)};
     if (gz) {
-        check_like("gz", *gz, chain.z0), check_shape("gz", *gz, shape_of(chain.z0));
+        check_like("gz", *gz, chain.z0), check_shape("gz", *gz, chain.z0.sizes());
         incoming.z = packed(*gz);
     }
     if (gstates) {
@@ -279,20 +286,20 @@ std::vector<Tensor> backward(const Chain &chain, const Solver &solver, const Inc
 
 std::tuple<Tensor, Tensor, Tensor>
 mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> guess, std::string activation,
-    std::vector<double> activation_parameters, int64_t segments, std::string jacobian, std::string refresh,
-    double rtol, double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep) {
+    Numbers activation_parameters, int64_t segments, Text jacobian, Text refresh,
+    Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
     return forward(mlp_chain(z0, weight, bias, activation, activation_parameters), guess,
-                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
+                   Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
-             std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
-             int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-             int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+             std::optional<Tensor> bias, std::string activation, Numbers activation_parameters,
+             int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+             Count max_sweeps, Flag finish, Flags frozen, std::string keep,
              std::vector<bool> needs) {
     const Chain chain = mlp_chain(z0, weight, bias, activation, activation_parameters);
-    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
+    const Solver solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
         backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3]};
@@ -300,22 +307,22 @@ mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0,
 
 std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional<Tensor> bias,
                                          std::optional<Tensor> guess, std::string activation,
-                                         std::vector<double> activation_parameters, double scale,
-                                         int64_t segments, std::string jacobian, std::string refresh,
-                                         double rtol, double atol, int64_t max_sweeps, bool finish,
-                                         std::vector<bool> frozen, std::string keep) {
+                                         Numbers activation_parameters, double scale,
+                                         int64_t segments, Text jacobian, Text refresh,
+                                         Number rtol, Number atol, Count max_sweeps, Flag finish,
+                                         Flags frozen, std::string keep) {
     return forward(euler_chain(z0, weight, bias, activation, activation_parameters, scale), guess,
-                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
+                   Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
-               std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
-               double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
-               double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+               std::optional<Tensor> bias, std::string activation, Numbers activation_parameters,
+               double scale, int64_t segments, Text jacobian, Text refresh, Number rtol,
+               Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep,
                std::vector<bool> needs) {
     const Chain chain = euler_chain(z0, weight, bias, activation, activation_parameters, scale);
-    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
+    const Solver solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
         backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3]};
@@ -324,26 +331,26 @@ euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z
 std::tuple<Tensor, Tensor, Tensor>
 residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
          std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<Tensor> guess,
-         std::string activation, std::vector<double> activation_parameters, std::string norm, double norm_eps,
-         double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-         int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep) {
+         std::string activation, Numbers activation_parameters, std::string norm, double norm_eps,
+         double scale, int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+         Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
     const Parameters parameters = {weight1, bias1, weight2, bias2, norm_weight, norm_bias};
     return forward(residual_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, scale}),
-                   guess, Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
+                   guess, Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                   Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
-                  std::vector<double> activation_parameters, std::string norm, double norm_eps, double scale,
-                  int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-                  int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+                  Numbers activation_parameters, std::string norm, double norm_eps, double scale,
+                  int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+                  Count max_sweeps, Flag finish, Flags frozen, std::string keep,
                   std::vector<bool> needs) {
     const Parameters parameters = {weight1, bias1, weight2, bias2, norm_weight, norm_bias};
     const Chain chain =
         residual_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, scale});
-    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
+    const Solver solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
         backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
@@ -352,27 +359,27 @@ residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tenso
 std::tuple<Tensor, Tensor, Tensor>
 layers(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
        std::optional<Tensor> norm_bias, std::optional<Tensor> guess, std::string activation,
-       std::vector<double> activation_parameters, std::string norm, double norm_eps, bool skip, double scale,
-       int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-       int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep) {
+       Numbers activation_parameters, std::string norm, double norm_eps, bool skip, double scale,
+       int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+       Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
     const Parameters parameters = {weight, bias, std::nullopt, std::nullopt, norm_weight, norm_bias};
     return forward(
         layers_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, skip, scale}), guess,
-        Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
+        Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                 Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
                 std::optional<Tensor> norm_bias, std::string activation,
-                std::vector<double> activation_parameters, std::string norm, double norm_eps, bool skip,
-                double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
-                double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+                Numbers activation_parameters, std::string norm, double norm_eps, bool skip,
+                double scale, int64_t segments, Text jacobian, Text refresh, Number rtol,
+                Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep,
                 std::vector<bool> needs) {
     const Parameters parameters = {weight, bias, std::nullopt, std::nullopt, norm_weight, norm_bias};
     const Chain chain =
         layers_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, skip, scale});
-    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
+    const Solver solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
         backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3], g[4], g[5]};
@@ -381,26 +388,26 @@ layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor 
 std::tuple<Tensor, Tensor, Tensor>
 denoise(Tensor z0, Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
         std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
-        std::optional<Tensor> guess, std::string activation, std::vector<double> activation_parameters,
-        int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-        int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep) {
+        std::optional<Tensor> guess, std::string activation, Numbers activation_parameters,
+        int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+        Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
     const Parameters parameters = {weight_in,    bias,          weight_out,   bias_out, std::nullopt,
                                    std::nullopt, weight_hidden, coefficients, noise};
     return forward(denoise_chain(z0, parameters, activation, activation_parameters), guess,
-                   Solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
+                   Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 denoise_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                  Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
                  std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
-                 std::string activation, std::vector<double> activation_parameters, int64_t segments,
-                 std::string jacobian, std::string refresh, double rtol, double atol, int64_t max_sweeps,
-                 bool finish, std::vector<bool> frozen, std::string keep, std::vector<bool> needs) {
+                 std::string activation, Numbers activation_parameters, int64_t segments,
+                 Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps,
+                 Flag finish, Flags frozen, std::string keep, std::vector<bool> needs) {
     const Parameters parameters = {weight_in,    bias,          weight_out,   bias_out, std::nullopt,
                                    std::nullopt, weight_hidden, coefficients, noise};
     const Chain chain = denoise_chain(z0, parameters, activation, activation_parameters);
-    const Solver solver(segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
+    const Solver solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
         backward(chain, solver, check_incoming(chain, solver, gz, gstates, kept), needs);
     return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8]};

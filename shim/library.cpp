@@ -5,11 +5,12 @@
 #include <torch/csrc/stable/library.h>
 
 // What the operators of all kinds of chain take.  How the chain is solved: dpcr_plan and dpcr_newton of
-// csrc/ops/chain.h.  keep: what forward returns as states, "nothing" (0,B,w), "states" (L,B,w) or "checkpoints",
+// csrc/ops/chain.h, None the library's default (and to PyTorch's dispatcher, which takes a call apart argument by
+// argument, a fraction of what a str or a list costs).  keep: what forward returns as states, "nothing" (0,B,w), "states" (L,B,w) or "checkpoints",
 // those that backward can do with; in a backward pass, which of the two `kept` is.  frozen: empty, or for each step
 // whether its parameters get no gradient; forward checks it and hands it on.
 // info: float64 (6,B), the rows of enum dpcr_report; of the recurrence int32 (B), the samples recomputed by the loop.
-#define MLP_OPTIONS ", str activation, float[] activation_parameters"
+#define MLP_OPTIONS ", str activation, float[]? activation_parameters"
 #define EULER_OPTIONS MLP_OPTIONS ", float scale"
 #define RESIDUAL_PARAMETERS \
     ", Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? norm_weight, Tensor? norm_bias"
@@ -20,8 +21,8 @@
     ", Tensor weight_in, Tensor bias, Tensor? weight_hidden, Tensor weight_out, Tensor? bias_out," \
     " Tensor coefficients, Tensor? noise"
 #define SOLVER_OPTIONS                                                                                    \
-    ", SymInt segments, str jacobian, str refresh, float rtol, float atol, int max_sweeps, bool finish, " \
-    "bool[] frozen, str keep"
+    ", SymInt segments, str? jacobian, str? refresh, float? rtol, float? atol, int? max_sweeps, bool? finish, " \
+    "bool[]? frozen, str keep"
 
 STABLE_TORCH_LIBRARY(deeppcr, m) {
     m.def("linear_recurrence(Tensor? A, Tensor b, Tensor? x0, str blocks, bool reverse, SymInt segments)"

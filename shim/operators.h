@@ -8,6 +8,13 @@
 
 namespace deeppcr {
 
+using Text = std::optional<std::string>;
+using Number = std::optional<double>;
+using Numbers = std::optional<std::vector<double>>;
+using Count = std::optional<int64_t>;
+using Flag = std::optional<bool>;
+using Flags = std::optional<std::vector<bool>>;
+
 std::tuple<Tensor, Tensor> linear_recurrence(std::optional<Tensor> A, Tensor b, std::optional<Tensor> x0,
                                              std::string blocks, bool reverse, int64_t segments);
 
@@ -22,76 +29,76 @@ std::tuple<Tensor, Tensor, Tensor> newton_update(Tensor states, Tensor ends, std
 
 std::tuple<Tensor, Tensor, Tensor>
 mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> guess, std::string activation,
-    std::vector<double> activation_parameters, int64_t segments, std::string jacobian, std::string refresh,
-    double rtol, double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep);
+    Numbers activation_parameters, int64_t segments, Text jacobian, Text refresh,
+    Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
-             std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
-             int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-             int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+             std::optional<Tensor> bias, std::string activation, Numbers activation_parameters,
+             int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+             Count max_sweeps, Flag finish, Flags frozen, std::string keep,
              std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor>
 residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
          std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::optional<Tensor> guess,
-         std::string activation, std::vector<double> activation_parameters, std::string norm, double norm_eps,
-         double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-         int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep);
+         std::string activation, Numbers activation_parameters, std::string norm, double norm_eps,
+         double scale, int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+         Count max_sweeps, Flag finish, Flags frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                   Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
-                  std::vector<double> activation_parameters, std::string norm, double norm_eps, double scale,
-                  int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-                  int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+                  Numbers activation_parameters, std::string norm, double norm_eps, double scale,
+                  int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+                  Count max_sweeps, Flag finish, Flags frozen, std::string keep,
                   std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional<Tensor> bias,
                                          std::optional<Tensor> guess, std::string activation,
-                                         std::vector<double> activation_parameters, double scale,
-                                         int64_t segments, std::string jacobian, std::string refresh,
-                                         double rtol, double atol, int64_t max_sweeps, bool finish,
-                                         std::vector<bool> frozen, std::string keep);
+                                         Numbers activation_parameters, double scale,
+                                         int64_t segments, Text jacobian, Text refresh,
+                                         Number rtol, Number atol, Count max_sweeps, Flag finish,
+                                         Flags frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
-               std::optional<Tensor> bias, std::string activation, std::vector<double> activation_parameters,
-               double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
-               double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+               std::optional<Tensor> bias, std::string activation, Numbers activation_parameters,
+               double scale, int64_t segments, Text jacobian, Text refresh, Number rtol,
+               Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep,
                std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor>
 layers(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
        std::optional<Tensor> norm_bias, std::optional<Tensor> guess, std::string activation,
-       std::vector<double> activation_parameters, std::string norm, double norm_eps, bool skip, double scale,
-       int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-       int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep);
+       Numbers activation_parameters, std::string norm, double norm_eps, bool skip, double scale,
+       int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+       Count max_sweeps, Flag finish, Flags frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                 Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
                 std::optional<Tensor> norm_bias, std::string activation,
-                std::vector<double> activation_parameters, std::string norm, double norm_eps, bool skip,
-                double scale, int64_t segments, std::string jacobian, std::string refresh, double rtol,
-                double atol, int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep,
+                Numbers activation_parameters, std::string norm, double norm_eps, bool skip,
+                double scale, int64_t segments, Text jacobian, Text refresh, Number rtol,
+                Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep,
                 std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor>
 denoise(Tensor z0, Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
         std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
-        std::optional<Tensor> guess, std::string activation, std::vector<double> activation_parameters,
-        int64_t segments, std::string jacobian, std::string refresh, double rtol, double atol,
-        int64_t max_sweeps, bool finish, std::vector<bool> frozen, std::string keep);
+        std::optional<Tensor> guess, std::string activation, Numbers activation_parameters,
+        int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+        Count max_sweeps, Flag finish, Flags frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 denoise_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                  Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
                  std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
-                 std::string activation, std::vector<double> activation_parameters, int64_t segments,
-                 std::string jacobian, std::string refresh, double rtol, double atol, int64_t max_sweeps,
-                 bool finish, std::vector<bool> frozen, std::string keep, std::vector<bool> needs);
+                 std::string activation, Numbers activation_parameters, int64_t segments,
+                 Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps,
+                 Flag finish, Flags frozen, std::string keep, std::vector<bool> needs);
 
 // As the kernels of the library's device.
 inline void implement(torch::stable::detail::StableLibrary &m) {

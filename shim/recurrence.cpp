@@ -69,7 +69,7 @@ void check_blocks(const std::optional<Tensor> &A, const Tensor &b, dpcr_block bl
     if (!A) return;
     check_like("A", *A, b);
     const int64_t L = b.size(0), B = b.size(1), w = b.size(2);
-    Shape expected = {L, A->dim() > 1 && A->size(1) == 1 ? 1 : B, block == DPCR_SCALAR ? 1 : w};
+    std::vector<int64_t> expected = {L, A->dim() > 1 && A->size(1) == 1 ? 1 : B, block == DPCR_SCALAR ? 1 : w};
     if (block == DPCR_DENSE) expected.push_back(w);
     check_shape("A", *A, expected);
 }
@@ -83,7 +83,7 @@ struct Operands {
 
 Operands check_operands(const std::optional<Tensor> &A, const Tensor &b, const std::optional<Tensor> &x0,
                         dpcr_block block) {
-    require(b.dim() == 3, [&] { return "b must have shape (L, B, w), got " + text(shape_of(b)); });
+    require(b.dim() == 3, [&] { return "b must have shape (L, B, w), got " + text(b.sizes()); });
     check_like("b", b, b);
     check_blocks(A, b, block);
     if (x0) check_like("x0", *x0, b), check_shape("x0", *x0, {b.size(1), b.size(2)});
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(Tensor gx, std::op
     const dpcr_block block = block_of(blocks);
     const Operands operands = check_operands(A, x, x0, block); // of b only the shape matters here
     check_like("gx", gx, x);
-    check_shape("gx", gx, shape_of(x));
+    check_shape("gx", gx, x.sizes());
     const Tensor incoming = with_unit_rows(gx), gb = allocate_like(x);
     const Tensor gA = need_A && A ? allocate_like(*A) : nothing(x);
     const Tensor gx0 = need_x0 && x0 ? allocate_like(*x0) : nothing(x);

@@ -3,7 +3,9 @@
 // How a chain is solved, as the operators are told: parsed once, from the arguments that all of them share (library.cpp).
 #pragma once
 
-#include "bridge.h"
+#include "operators.h"
+
+#include <array>
 
 namespace deeppcr {
 
@@ -39,16 +41,18 @@ struct Solver {
     std::vector<unsigned char> frozen; // empty: no step
     Keep keep;
 
-    Solver(int64_t segments, const std::string &jacobian, const std::string &refresh, double rtol,
-           double atol, int64_t max_sweeps, bool finish, const std::vector<bool> &frozen,
-           const std::string &keep)
-        : plan{segments, 0}, newton{choose<dpcr_structure>("jacobian", kStructures, jacobian),
-                                    choose<dpcr_refresh>("refresh", kRefreshes, refresh),
-                                    rtol,
-                                    atol,
-                                    max_sweeps,
-                                    finish},
-          frozen(frozen.begin(), frozen.end()), keep(choose<Keep>("keep", kKeeps, keep)) {
+    // None: the default of dpcr_newton_default.
+    Solver(const Tensor &z0, int64_t segments, const Text &jacobian, const Text &refresh, Number rtol,
+           Number atol, Count max_sweeps, Flag finish, const Flags &frozen, const std::string &keep)
+        : plan{segments, 0}, newton(dpcr_newton_default(dtype_of("z0", z0))),
+          keep(choose<Keep>("keep", kKeeps, keep)) {
+        if (frozen) this->frozen.assign(frozen->begin(), frozen->end());
+        if (jacobian) newton.structure = choose<dpcr_structure>("jacobian", kStructures, *jacobian);
+        if (refresh) newton.refresh = choose<dpcr_refresh>("refresh", kRefreshes, *refresh);
+        newton.rtol = rtol.value_or(newton.rtol);
+        newton.atol = atol.value_or(newton.atol);
+        newton.max_sweeps = max_sweeps.value_or(newton.max_sweeps);
+        newton.finish = finish.value_or(newton.finish);
     }
 
     void check_frozen(const dpcr_chain &chain) const {
@@ -59,7 +63,7 @@ struct Solver {
     }
 
     // Of the tensor of kept states, which is (0,B,w) where nothing is.
-    Shape kept_shape(const dpcr_chain &chain) const {
+    std::array<int64_t, 3> kept_shape(const dpcr_chain &chain) const {
         const int64_t count = keep == Keep::nothing  ? 0
                               : keep == Keep::states ? chain.L
                                                      : dpcr_checkpoints(chain.L, plan.segments);

@@ -17,13 +17,13 @@ void check_jacobian(const std::optional<Tensor> &jacobian, const Tensor &ends, d
     check_like("jacobian", *jacobian, ends);
     const int64_t B = ends.size(1), w = ends.size(2);
     const bool shared = jacobian->dim() > 1 && jacobian->size(1) == 1;
-    Shape expected = {ends.size(0), shared ? 1 : B, structure == DPCR_P_SCALAR ? 1 : w};
+    std::vector<int64_t> expected = {ends.size(0), shared ? 1 : B, structure == DPCR_P_SCALAR ? 1 : w};
     if (structure == DPCR_P_DENSE) expected.push_back(w);
     check_shape("jacobian", *jacobian, expected);
 }
 
 void check_tensors(const Tensor &states, const Tensor &ends, const Tensor &tolerance) {
-    require(ends.dim() == 3, [&] { return "ends must have shape (W, B, w), got " + text(shape_of(ends)); });
+    require(ends.dim() == 3, [&] { return "ends must have shape (W, B, w), got " + text(ends.sizes()); });
     check_like("ends", ends, ends);
     check_like("states", states, ends);
     check_shape("states", states, {ends.size(0) + 1, ends.size(1), ends.size(2)});

@@ -12,10 +12,11 @@ and its ``_backward``
         -> (gz0, *gradients of the parameters, info)
 
 with z0 (B,w), guess and gstates (L,B,w), info (6,B), and needs: one flag for z0 and for each
-parameter.  frozen: no flags, or one for each step whose parameters are constants: these rows of the
-gradients are zero (forward takes it for the sake of its backward).  keep says what forward returns
-as states, and backward takes as kept: "nothing" (0,B,w), "states" (L,B,w), or "checkpoints", fewer
-states, from which backward computes the others again.
+parameter.  Solver options may be None, the library's default.  frozen: None or no flags, or one for
+each step whose parameters are constants: these rows of the gradients are zero (forward takes it for
+the sake of its backward).  keep says what forward returns as states, and backward takes as kept:
+"nothing" (0,B,w), "states" (L,B,w), or "checkpoints", fewer states, from which backward computes
+the others again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ._transforms import without_autocast
 
 #: Number of the raw operators' solver options: `torch_deeppcr._plan.Solver.raw`.
 SOLVER_OPTIONS = 7
+_NONE = (None,) * (SOLVER_OPTIONS - 1)
 
 
 class Options(NamedTuple):
@@ -49,6 +51,14 @@ class Options(NamedTuple):
         if self.back == 0 or keep != "states":
             return self
         return self._replace(solver=(self.back, *self.solver[1:]))
+
+    @property
+    def raw(self) -> tuple[Any, ...]:
+        """As the operators take them, but for keep: None where it means the same, because it costs
+        a call less."""
+        activation, activation_parameters, *rest = self.step
+        solver = (1, *_NONE) if self.solver[0] == 1 else self.solver
+        return (activation, activation_parameters or None, *rest, *solver, self.frozen or None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +91,14 @@ class ChainKind:
         object.__setattr__(self, "matrices", where(is_matrix))
 
     @property
+    def operator(self) -> Any:
+        return getattr(torch.ops.deeppcr, self.name).default
+
+    @property
+    def operator_backward(self) -> Any:
+        return getattr(torch.ops.deeppcr, f"{self.name}_backward").default
+
+    @property
     def count(self) -> int:
         """Number of parameters."""
         return len(self.shapes)
@@ -102,15 +120,13 @@ class ChainKind:
         self, options: Options, keep: str, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The raw operator of (z0, *parameters, guess)."""
-        operator = getattr(torch.ops.deeppcr, self.name).default
-        return operator(*tensors, *options.step, *options.solver, options.frozen, keep)
+        return self.operator(*tensors, *options.raw, keep)
 
     def backward(
         self, options: Options, keep: str, needs: Sequence[bool], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The raw vector-Jacobian product of (gz, gstates, z0, kept, *parameters)."""
-        operator = getattr(torch.ops.deeppcr, f"{self.name}_backward").default
-        return operator(*tensors, *options.step, *options.solver, options.frozen, keep, needs)
+        return self.operator_backward(*tensors, *options.raw, keep, needs)
 
     def flops(self, parameters: Sequence[Tensor | None]) -> int:
         """Of the matrix products of one sample, walked once."""
@@ -135,7 +151,7 @@ def _stop_gradient(
     return torch.stack(each) if stacked else each
 
 
-def _check_activation(activation: str, activation_parameters: list[float]) -> None:
+def _check_activation(activation: str, activation_parameters: Sequence[float]) -> None:
     resolved = _activations.resolve(activation)
     if len(activation_parameters) != len(resolved.parameters):
         raise ValueError(
@@ -145,7 +161,7 @@ def _check_activation(activation: str, activation_parameters: list[float]) -> No
 
 
 def _check_mlp_options(
-    parameters: tuple[Tensor | None, ...], activation: str, activation_parameters: list[float]
+    parameters: tuple[Tensor | None, ...], activation: str, activation_parameters: Sequence[float]
 ) -> None:
     _check_activation(activation, activation_parameters)
 
@@ -153,7 +169,7 @@ def _check_mlp_options(
 def _check_euler_options(
     parameters: tuple[Tensor | None, ...],
     activation: str,
-    activation_parameters: list[float],
+    activation_parameters: Sequence[float],
     scale: float,
 ) -> None:
     _check_activation(activation, activation_parameters)
@@ -163,7 +179,7 @@ def _check_euler_options(
 def _check_residual_options(
     parameters: tuple[Tensor | None, ...],
     activation: str,
-    activation_parameters: list[float],
+    activation_parameters: Sequence[float],
     norm: str,
     norm_eps: float,
     scale: float,
@@ -178,7 +194,7 @@ def _check_residual_options(
 def _check_layers_options(
     parameters: tuple[Tensor | None, ...],
     activation: str,
-    activation_parameters: list[float],
+    activation_parameters: Sequence[float],
     norm: str,
     norm_eps: float,
     skip: bool,
@@ -189,7 +205,7 @@ def _check_layers_options(
 
 
 def _check_denoise_options(
-    parameters: tuple[Tensor | None, ...], activation: str, activation_parameters: list[float]
+    parameters: tuple[Tensor | None, ...], activation: str, activation_parameters: Sequence[float]
 ) -> None:
     _check_activation(activation, activation_parameters)
     _checks.hidden_layers(*parameters[1:3])

@@ -160,9 +160,11 @@ def _register_chain_backward(kind: ChainKind) -> None:
 
 
 def _options(values: tuple[Any, ...]) -> Options:
-    """Of (*step options, *solver options, frozen, keep)."""
-    end = len(values) - 2 - SOLVER_OPTIONS
-    return Options(values[:end], values[end:-2], frozen=tuple(values[-2]))
+    """Of (*step options, *solver options, frozen, keep), None where the operators say so."""
+    activation, activation_parameters, *rest = values[: len(values) - 2 - SOLVER_OPTIONS]
+    step = (activation, tuple(activation_parameters or ()), *rest)
+    solver, frozen = values[len(step) : -2], values[-2]
+    return Options(step, solver, frozen=tuple(frozen or ()))
 
 
 def _check_chain(
@@ -180,10 +182,12 @@ def _check_chain(
     kind.check_options(parameters, *options.step)
     segments, jacobian, refresh, rtol, atol, _, _ = options.solver
     _checks.segments(segments, sizes["L"])
-    _checks.choice("jacobian", jacobian, _plan.JACOBIANS)
-    _checks.choice("refresh", refresh, _plan.REFRESHES)
-    _checks.positive("rtol", rtol)
-    _checks.epsilon("atol", atol)
+    _checks.choice("jacobian", jacobian, (*_plan.JACOBIANS, None))
+    _checks.choice("refresh", refresh, (*_plan.REFRESHES, None))
+    if rtol is not None:
+        _checks.positive("rtol", rtol)
+    if atol is not None:
+        _checks.epsilon("atol", atol)
     _checks.frozen(options.frozen, sizes["L"])
     _checks.choice("keep", keep, ("nothing", "states", "checkpoints"))
     return sizes["L"]

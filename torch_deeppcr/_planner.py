@@ -204,6 +204,9 @@ class Planner:
         #: What `_solve` needs of calls like earlier ones that one segment is best for.
         self.ready: dict[Any, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "ready": {}}  # it holds operators, which are not for files
+
     def choose(self, problem: Problem) -> Choice:
         choice = self._choices.get(problem)
         if choice is None:

@@ -21,9 +21,11 @@ from . import _calculus, _native, _vmap, reference
 from ._chain import call, native
 from ._switch import sequential_wanted
 from ._transforms import (
+    below_autograd,
     forward_ad_active,
     func_active,
     outer_forward_ad,
+    plain,
     primals,
     refuse_under_compile,
     without_autocast,
@@ -54,6 +56,34 @@ def solve(
     if recording or forward_ad_active():
         return RecordedRecurrence.apply(*inputs)
     return call(raw(), *inputs)
+
+
+def at_once(
+    A: Any, b: Any, x0: Any, blocks: str | None, reverse: Any, segments: Any
+) -> Tensor | None:
+    """x by the raw operator, which checks its inputs itself, in the plainest of calls: dense blocks
+    (L,B,w,w) on the CPU, nothing recorded.  None otherwise, and where the operator fails: the long
+    way then says why."""
+    count = 1 if segments == "auto" else segments
+    tensors = (A, b) if x0 is None else (A, b, x0)
+    if (
+        torch.compiler.is_compiling()
+        or sequential_wanted()
+        or not all([plain(tensor) for tensor in tensors])
+        or not native(b)
+        or A.dim() != 4
+        or blocks not in (None, "dense")
+        or type(reverse) is not bool
+        or type(count) is not int
+    ):
+        return None
+    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
+        return None
+    try:
+        with below_autograd():
+            return raw()(A, b, x0, "dense", reverse, count)[0]
+    except (RuntimeError, TypeError, ValueError):
+        return None
 
 
 def levels(b: Tensor, segments: int) -> int:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _chain, _checks, _native
+from . import _again, _chain, _checks, _native
 from ._kinds import ChainKind, Options
 from ._plan import ChainInfo, Plan, Solver, readable
 from ._planner import FEWEST_THREADS, Choice, Planner, Problem, cuda_choice
@@ -17,7 +18,9 @@ from ._transforms import autocast_enabled, forward_ad_active, func_active
 
 #: A tensor, or a tuple of it and what ``return_states`` and ``return_info`` ask for.
 Output = Any
-
+#: The options of a kind, as its operator takes them.
+Step = tuple[Any, ...]
+Parameters = tuple[Tensor | None, ...]
 
 # Why "auto" is one segment without asking the planner.
 _FUNCTION = Choice(
@@ -42,17 +45,31 @@ class Call(NamedTuple):
     planner: Planner | None = None  # of a module
     frozen: tuple[bool, ...] = ()  # steps whose parameters are constants; empty: none
 
+    @property
+    def wants_output(self) -> bool:
+        """And nothing else; and gives no guess."""
+        return self.return_states is False and self.return_info is False and self.warm_start is None
+
 
 def run(
-    kind: ChainKind, step: tuple[Any, ...], call: Call, state: Tensor, *parameters: Tensor | None
+    kind: ChainKind,
+    call: Call,
+    state: Tensor,
+    parameters: Parameters,
+    told: tuple[Any, ...],
+    resolve: Callable[..., Step] | None = None,
 ) -> Output:
-    """step: the options of the kind.  state, parameters: as the user gave them."""
-    key = _key(kind, call, state, parameters)
-    ready = key and call.planner and call.planner.ready.get(key)
-    if ready:
-        z = _run_again(kind, ready, key[4], step, call.solver, (state, *parameters))
-        if z is not None:
-            return z
+    """state, parameters: as the user gave them.  told: options that `resolve` (of state, parameters
+    and those) makes the options of the kind of; without it they are that."""
+    planner = call.planner
+    key = None
+    if planner is not None and call.wants_output:
+        key = _again.key_of(kind, call.frozen, state, parameters)
+        if key is not None and (ready := planner.ready.get(key)):
+            z = _again.run(ready, key[-1], told, call.solver, state, parameters)
+            if z is not None:
+                return z
+    step = resolve(state, parameters, *told) if resolve else told
     state = _checks.real_tensor("input", state)
     guess = call.warm_start
     if autocast_enabled(state):
@@ -83,14 +100,14 @@ def run(
     keep = "states" if call.return_states else "nothing"
     start = None if choice.segments == 1 else guess
     z, states, info = _chain.solve(kind, options, keep, state, *parameters, start)
-    if problem and choice.segments > 1 and call.planner and info is not None and readable(info):
-        call.planner.learn(problem, choice.segments, info)
+    if problem and choice.segments > 1 and planner and info is not None and readable(info):
+        planner.learn(problem, choice.segments, info)
 
     if len(outer) != 1:
         z = z.unflatten(0, outer) if outer else z.squeeze(0)
     if not call.return_states and not call.return_info:
-        if key and choice.segments == 1 and len(outer) == 1 and info is not None:
-            _remember(key, options, step, call)
+        if key and planner and choice.segments == 1 and len(outer) == 1 and info is not None:
+            _again.remember(planner.ready, key, kind, options, told, call.solver)
         return z
     result: list[Any] = [z]
     if call.return_states:
@@ -102,78 +119,6 @@ def run(
     return tuple(result)
 
 
-# ---- a call like an earlier one ------------------------------------------------------------------
-
-_MOST_READY = 64
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-class _Ready(NamedTuple):
-    """What a call of a module came to in which one segment was best."""
-
-    options: Options
-    step: tuple[Any, ...]
-    solver: Solver
-    threads: int
-
-
-def _key(kind: ChainKind, call: Call, state: Any, parameters: tuple[Any, ...]) -> Any:
-    """What the calls have in common that come to the same, or None where a call is not plain."""
-    if (
-        call.planner is None
-        or torch.compiler.is_compiling()
-        or type(state) not in _PLAIN
-        or not state.is_cpu
-        or call.warm_start is not None
-        or call.return_states is not False
-        or call.return_info is not False
-        or not kind.every_stacked
-        or func_active()
-        or forward_ad_active()
-        or torch._C._is_any_autocast_enabled()
-        or sequential_wanted()
-    ):
-        return None
-    recording = torch.is_grad_enabled()
-    if recording and not state.requires_grad:
-        recording = False
-        for parameter in parameters:
-            if parameter is not None and parameter.requires_grad:
-                recording = True
-                break
-    return kind.name, state.shape, parameters[0].shape, state.dtype, recording, call.frozen
-
-
-def _run_again(
-    kind: ChainKind,
-    ready: _Ready,
-    recording: bool,
-    step: tuple[Any, ...],
-    solver: Solver,
-    tensors: tuple[Any, ...],
-) -> Tensor | None:
-    """The operator at once, which checks its inputs itself.  None where something else is wanted,
-    or it fails: the long way then says why in the words of the caller."""
-    options, known, known_solver, threads = ready
-    if known_solver is not solver or known != step or threads != torch.get_num_threads():
-        return None
-    try:
-        if recording:
-            return _chain.RecordedChain.apply(kind, options, options.kept, *tensors, None)[0]
-        return _chain.run(kind, options, "nothing", *tensors, None)[0]
-    except (RuntimeError, TypeError, ValueError):  # not those that hooks of PyTorch steer by
-        return None
-
-
-def _remember(key: Any, options: Options, step: tuple[Any, ...], call: Call) -> None:
-    if call.planner is None:
-        return
-    ready = call.planner.ready
-    if len(ready) >= _MOST_READY:
-        ready.clear()
-    ready[key] = _Ready(options, step, call.solver, torch.get_num_threads())
-
-
 def to_float32(value: Any) -> Any:
     """What autocast does to the inputs of an operator that needs precision; float64 stays."""
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
@@ -181,9 +126,7 @@ def to_float32(value: Any) -> Any:
     return value
 
 
-def _flatten_sampled(
-    kind: ChainKind, state: Tensor, parameters: tuple[Any, ...]
-) -> tuple[Any, ...]:
+def _flatten_sampled(kind: ChainKind, state: Tensor, parameters: Parameters) -> Parameters:
     """Parameters (L, ..., w) that have a row for each sample as (L,B,w)."""
     if not kind.sampled or state.dim() == 2:
         return parameters
@@ -226,7 +169,7 @@ def _choose(
     structure: str,
     length: int,
     state: Tensor,
-    parameters: tuple[Tensor | None, ...],
+    parameters: Parameters,
 ) -> tuple[Problem | None, Choice]:
     """How many segments; and for what, where the planner chose and wants to see the sweeps."""
     solver = call.solver
@@ -272,7 +215,7 @@ def _info(
     choice: Choice,
     options: Options,
     state: Tensor,
-    parameters: tuple[Tensor | None, ...],
+    parameters: Parameters,
     outer: tuple[int, ...],
     info: Tensor | None,
 ) -> ChainInfo:
@@ -310,7 +253,7 @@ def _no_kernel(state: Tensor) -> str:
     return f"there is no native kernel for {state.dtype} on {state.device.type}"
 
 
-def _loop_report(kind: ChainKind, state: Tensor, parameters: tuple[Tensor | None, ...]) -> Tensor:
+def _loop_report(kind: ChainKind, state: Tensor, parameters: Parameters) -> Tensor:
     """The report (6,B) of a walk."""
     device = state.device if state.device.type in ("cpu", "cuda", "meta") else None
     info = torch.zeros(6, state.shape[0], dtype=torch.float64, device=device)

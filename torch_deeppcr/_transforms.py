@@ -22,6 +22,7 @@ __all__ = [
     "forward_ad_active",
     "func_active",
     "outer_forward_ad",
+    "plain",
     "primals",
     "refuse_tangents",
     "refuse_under_compile",
@@ -32,6 +33,20 @@ __all__ = [
 def forward_ad_active() -> bool:
     """Inside ``torch.autograd.forward_ad.dual_level()`` or `torch.func.jvp`, jacfwd, hessian."""
     return forward_ad._current_level >= 0
+
+
+def plain(tensor: object) -> bool:
+    """A tensor on the CPU that no mode and no transform has a say in."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.is_cpu  # type: ignore[attr-defined]
+        and not func_active()
+        and forward_ad._current_level < 0
+        and not torch._C._is_any_autocast_enabled()
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def primals(tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:

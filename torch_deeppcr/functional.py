@@ -12,7 +12,7 @@ from . import _activations, _chain, _checks, _planner, _recurrence, _solve
 from ._activations import Activation
 from ._kinds import DENOISE, EULER, LAYERS, MLP, RESIDUAL
 from ._plan import SolverOptions, solver_of
-from ._solve import Call, Output, to_float32
+from ._solve import Call, Output, Parameters, Step, to_float32
 from ._transforms import autocast_enabled, func_active
 
 if TYPE_CHECKING:
@@ -107,17 +107,16 @@ def mlp_chain(
             CUDA graph; CUDA tensors, and the CUDA library is missing or does not have this chain.
     """
     call = Call(return_states, warm_start, return_info, solver_of(solver))
-    return run_mlp(call, input, weight, bias, activation)
+    return run_mlp(call, input, (weight, bias), activation)
 
 
-def run_mlp(
-    call: Call,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: ActivationLike,
-) -> Output:
-    return _solve.run(MLP, _activations.resolve(activation), call, input, weight, bias)
+def run_mlp(call: Call, input: Tensor, parameters: Parameters, *told: Any) -> Output:
+    """told: as the user gave it, here activation."""
+    return _solve.run(MLP, call, input, parameters, told, _mlp_step)
+
+
+def _mlp_step(input: Tensor, parameters: Parameters, activation: ActivationLike) -> Step:
+    return _activations.resolve(activation)
 
 
 def euler_chain(
@@ -144,19 +143,17 @@ def euler_chain(
     Returns, dtypes, devices, autocast and errors: as `mlp_chain`.
     """
     call = Call(return_states, warm_start, return_info, solver_of(solver))
-    return run_euler(call, input, weight, bias, activation, scale)
+    return run_euler(call, input, (weight, bias), activation, scale)
 
 
-def run_euler(
-    call: Call,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: ActivationLike,
-    scale: float,
-) -> Output:
-    step = (*_activations.resolve(activation), _checks.finite("scale", scale))
-    return _solve.run(EULER, step, call, input, weight, bias)
+def run_euler(call: Call, input: Tensor, parameters: Parameters, *told: Any) -> Output:
+    return _solve.run(EULER, call, input, parameters, told, _euler_step)
+
+
+def _euler_step(
+    input: Tensor, parameters: Parameters, activation: ActivationLike, scale: float
+) -> Step:
+    return (*_activations.resolve(activation), _checks.finite("scale", scale))
 
 
 def residual_chain(
@@ -198,18 +195,20 @@ def residual_chain(
     return run_residual(call, input, parameters, activation, norm, norm_eps, scale)
 
 
-def run_residual(
-    call: Call,
+def run_residual(call: Call, input: Tensor, parameters: Parameters, *told: Any) -> Output:
+    return _solve.run(RESIDUAL, call, input, parameters, told, _residual_step)
+
+
+def _residual_step(
     input: Tensor,
-    parameters: tuple[Tensor | None, ...],
+    parameters: Parameters,
     activation: ActivationLike,
     norm: str | None,
     norm_eps: float | None,
     scale: float,
-) -> Output:
+) -> Step:
     normed = _resolve_norm(input, norm, norm_eps, *parameters[-2:])
-    step = (*_activations.resolve(activation), *normed, _checks.finite("scale", scale))
-    return _solve.run(RESIDUAL, step, call, input, *parameters)
+    return (*_activations.resolve(activation), *normed, _checks.finite("scale", scale))
 
 
 def layers_chain(
@@ -250,21 +249,23 @@ def layers_chain(
     return run_layers(call, input, parameters, activation, norm, norm_eps, skip, scale)
 
 
-def run_layers(
-    call: Call,
+def run_layers(call: Call, input: Tensor, parameters: Parameters, *told: Any) -> Output:
+    return _solve.run(LAYERS, call, input, parameters, told, _layers_step)
+
+
+def _layers_step(
     input: Tensor,
-    parameters: tuple[Tensor | None, ...],
+    parameters: Parameters,
     activation: ActivationLike,
     norm: str | None,
     norm_eps: float | None,
     skip: bool,
     scale: float,
-) -> Output:
+) -> Step:
     normed = _resolve_norm(input, norm, norm_eps, *parameters[-2:])
     _checks.sublayers(parameters[0])
     adds = (_checks.flag("skip", skip), _checks.finite("scale", scale))
-    step = (*_activations.resolve(activation), *normed, *adds)
-    return _solve.run(LAYERS, step, call, input, *parameters)
+    return (*_activations.resolve(activation), *normed, *adds)
 
 
 def denoise_chain(
@@ -316,7 +317,7 @@ def denoise_chain(
     call = Call(return_states, warm_start, return_info, solver_of(solver))
     _checks.hidden_layers(bias, weight_hidden)
     parameters = (weight_in, bias, weight_hidden, weight_out, bias_out, coefficients, noise)
-    return _solve.run(DENOISE, _activations.resolve(activation), call, input, *parameters)
+    return _solve.run(DENOISE, call, input, parameters, (activation,), _mlp_step)
 
 
 def linear_recurrence(
@@ -363,6 +364,10 @@ def linear_recurrence(
     many levels as the parallel one of DeepPCR (Danieli et al., NeurIPS 2023, arXiv 2309.16318)
     with fewer products.
     """
+    if not return_info:
+        x = _recurrence.at_once(A, b, x0, blocks, reverse, segments)
+        if x is not None:
+            return x
     b = _checks.real_tensor("b", b)
     if autocast_enabled(b):
         A, b, x0 = (to_float32(tensor) for tensor in (A, b, x0))

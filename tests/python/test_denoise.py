@@ -218,7 +218,8 @@ FROZEN = (True, True, False, True, False)
 def frozen_run(chain: Chain, **solver: Any) -> Callable[..., Tensor]:
     def run(*present: Tensor) -> Tensor:
         call = _solve.Call(False, None, False, solver_of(solver), frozen=FROZEN)
-        return _solve.run(_kinds.DENOISE, tuple(chain.options), call, *chain.all(present))
+        state, *parameters = chain.all(present)
+        return _solve.run(_kinds.DENOISE, call, state, tuple(parameters), tuple(chain.options))
 
     return run
 

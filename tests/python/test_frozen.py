@@ -35,7 +35,8 @@ def runs(chain: Chain, frozen: tuple[bool, ...] = FROZEN) -> Callable[..., Tenso
 
     def run(*present: Tensor) -> Tensor:
         call = _solve.Call(False, None, False, solver_of(chain.solver), frozen=frozen)
-        return _solve.run(kind, tuple(chain.options), call, *chain.all(present))
+        state, *parameters = chain.all(present)
+        return _solve.run(kind, call, state, tuple(parameters), tuple(chain.options))
 
     return run
 

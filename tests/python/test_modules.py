@@ -14,8 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 from cases import Spy, assert_close, each_layered, each_module, each_sequential
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import torch_deeppcr as dpcr
 
@@ -251,7 +252,7 @@ def test_solver_options_reach_the_operator(make: Callable[..., nn.Module]) -> No
             _, info = twin(x, return_info=True)
             twin(x).sum().backward()
         (forward, _, backward) = (arguments for _, arguments in spy.calls)
-        raw = (3, "identity", "always", 1e-3, 1e-5, 7, False, [])
+        raw = (3, "identity", "always", 1e-3, 1e-5, 7, False, None)
         assert forward[-9:] == (*raw, "checkpoints") and backward[-10:-2] == raw
         assert {name: getattr(info.plan, name) for name in SOLVER} == SOLVER
     assert make().state_dict().keys() == chain.state_dict().keys()
@@ -332,6 +333,32 @@ def test_a_repeated_call_is_checked_as_the_first() -> None:
     assert not chain(x).requires_grad
     gradient = torch.autograd.grad(chain(x.requires_grad_()).sum(), x)[0]
     assert gradient.shape == x.shape
+
+
+@pytest.mark.parametrize("memory", ["states", "recompute"])
+def test_a_repeated_call_has_the_derivatives_of_the_first(memory: str) -> None:
+    """Of both orders, of several cotangents at once, and through a checkpoint."""
+    chain = dpcr.nn.MLPChain(4, 6, memory=memory).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *chain.parameters()]
+
+    def derivatives(run: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        z = run(x)
+        cotangents = torch.stack([torch.ones_like(z), z.detach()])
+        batched = torch.autograd.grad(
+            z, leaves, cotangents, retain_graph=True, is_grads_batched=True
+        )
+        first = torch.autograd.grad(z.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        return [*batched, *first, *second]
+
+    expected = derivatives(chain)
+    assert "Recorded" in str(copy.deepcopy(chain)(x).grad_fn)
+    assert "Repeated" in str(chain(x).grad_fn)
+    assert_close(derivatives(chain), expected)
+    output = checkpoint(chain, x, use_reentrant=False)
+    gradients = torch.autograd.grad(output.square().sum(), leaves)
+    assert_close(list(gradients), expected[3:6])
 
 
 def test_a_million_steps() -> None:

@@ -25,10 +25,10 @@ def test_the_native_library_is_loaded() -> None:
 
 
 SOLVER = (
-    "SymInt segments, str jacobian, str refresh, float rtol, float atol, int max_sweeps, "
-    "bool finish, bool[] frozen, str keep"
+    "SymInt segments, str? jacobian, str? refresh, float? rtol, float? atol, int? max_sweeps, "
+    "bool? finish, bool[]? frozen, str keep"
 )
-ACTIVATION = "str activation, float[] activation_parameters"
+ACTIVATION = "str activation, float[]? activation_parameters"
 MLP = "Tensor weight, Tensor? bias"
 RESIDUAL = (
     "Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? norm_weight, "

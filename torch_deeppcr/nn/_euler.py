@@ -65,7 +65,8 @@ class EulerChain(LinearChain):
         """input (..., width) -> (..., width); also the states (depth, ..., width) and a `ChainInfo`
         if asked for.  warm_start: a guess of the states."""
         call = self._call(return_states, warm_start, return_info)
-        return run_euler(call, input, self.weight, self.bias, self.activation, self.scale)
+        parameters = self._own("weight", "bias")
+        return run_euler(call, input, parameters, self.activation, self.scale)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scale={self.scale:g}"

@@ -118,10 +118,9 @@ class LayersChain(SolvedChain):
     ) -> Output:
         """input (..., width) -> (..., width); also the states (depth, ..., width) and a `ChainInfo`
         if asked for.  warm_start: a guess of the states."""
-        parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias)
         call = self._call(return_states, warm_start, return_info)
         options = (self.activation, self.norm, self.norm_eps, self.skip, self.scale)
-        return run_layers(call, input, parameters, *options)
+        return run_layers(call, input, self._own(*_PARAMETERS), *options)
 
     def extra_repr(self) -> str:
         eps = "" if self.norm_eps is None else f", norm_eps={self.norm_eps:g}"

@@ -55,7 +55,7 @@ class MLPChain(LinearChain):
         """input (..., width) -> (..., width); also the states (depth, ..., width) and a `ChainInfo`
         if asked for.  warm_start: a guess of the states."""
         call = self._call(return_states, warm_start, return_info)
-        return run_mlp(call, input, self.weight, self.bias, self.activation)
+        return run_mlp(call, input, self._own("weight", "bias"), self.activation)
 
     def to_sequential(self) -> nn.Sequential:
         """An `nn.Sequential` of Linear and activation modules with copies of the parameters."""

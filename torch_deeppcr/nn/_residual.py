@@ -112,17 +112,9 @@ class ResidualChain(SolvedChain):
         return_info: bool = False,
     ) -> Output:
         """As `MLPChain.forward`."""
-        parameters = (
-            self.weight1,
-            self.bias1,
-            self.weight2,
-            self.bias2,
-            self.norm_weight,
-            self.norm_bias,
-        )
         call = self._call(return_states, warm_start, return_info)
         options = (self.activation, self.norm, self.norm_eps, self.scale)
-        return run_residual(call, input, parameters, *options)
+        return run_residual(call, input, self._own(*_PARAMETERS), *options)
 
     def layers(self) -> tuple[ResidualBlock, ...]:
         """The blocks as `ResidualBlock`s on the chain's storage, for ``nn.init`` and inspection.

@@ -28,5 +28,11 @@ class SolvedChain(nn.Module):
         if self.solver.segments != "auto":
             _checks.segments(self.solver.segments, self.depth)
 
+    def _own(self, *names: str) -> tuple[Tensor | None, ...]:
+        """Parameters, or what somebody put in their place; ``getattr`` of each takes longer than a
+        short chain."""
+        own = self._parameters
+        return tuple([own[name] if name in own else getattr(self, name) for name in names])
+
     def _call(self, return_states: bool, warm_start: Tensor | None, return_info: bool) -> Call:
         return Call(return_states, warm_start, return_info, self.solver, self._planner)

@@ -82,7 +82,7 @@ class Chain:
         parameters, frozen = read
         call = Call(False, None, False, self.solver, self.planner, frozen)
         try:
-            return RUN[self.step.kind.name](call, input, parameters, self.step.options)
+            return RUN[self.step.kind.name](call, input, parameters, *self.step.options)
         except _native.Unsupported:  # by the kernels of the device
             return self.loop(input)
 

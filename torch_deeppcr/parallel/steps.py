@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .. import _activations, _checks
 from .._kinds import EULER, LAYERS, MLP, RESIDUAL, ChainKind
-from .._solve import Call, Output
+from .._solve import Output
 from ..functional import ActivationLike, run_euler, run_layers, run_mlp, run_residual
 from .stack import is_exactly
 
@@ -91,12 +91,12 @@ class Step:
         return row[0].read()
 
 
-#: Runs a chain of a kind: (call, input, stacked parameters, options).
-RUN: dict[str, Callable[[Call, Tensor, tuple[Any, ...], tuple[Any, ...]], Output]] = {
-    MLP.name: lambda call, z, parameters, options: run_mlp(call, z, *parameters, *options),
-    EULER.name: lambda call, z, parameters, options: run_euler(call, z, *parameters, *options),
-    RESIDUAL.name: lambda call, z, parameters, options: run_residual(call, z, parameters, *options),
-    LAYERS.name: lambda call, z, parameters, options: run_layers(call, z, parameters, *options),
+#: Runs a chain of a kind: (call, input, stacked parameters, *options).
+RUN: dict[str, Callable[..., Output]] = {
+    MLP.name: run_mlp,
+    EULER.name: run_euler,
+    RESIDUAL.name: run_residual,
+    LAYERS.name: run_layers,
 }
 
 

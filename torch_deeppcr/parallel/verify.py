@@ -115,4 +115,4 @@ def _described(step: Step, input: Tensor) -> Tensor:
     columns = [None if row is None else [slot.read() for slot in row] for row in step.rows]
     call = Call(False, None, False, solver_of({}))
     with sequential():
-        return RUN[step.kind.name](call, input, stack_rows(step, columns), step.options)
+        return RUN[step.kind.name](call, input, stack_rows(step, columns), *step.options)
