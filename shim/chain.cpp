@@ -60,7 +60,7 @@ struct Chain {
     dpcr_chain c = {};
     Tensor z0;
     Parameters parameters; // contiguous
-    Order order; // in which the operator has them
+    Order order;           // in which the operator has them
 };
 
 void set_parameter(Chain &chain, dpcr_parameter which, const char *name, Shape shape) {
@@ -102,8 +102,7 @@ Chain mlp_chain(const Tensor &z0, const Tensor &weight, const std::optional<Tens
 }
 
 Chain euler_chain(const Tensor &z0, const Tensor &weight, const std::optional<Tensor> &bias,
-                  const std::string &activation, const Numbers &activation_parameters,
-                  double scale) {
+                  const std::string &activation, const Numbers &activation_parameters, double scale) {
     Chain chain = mlp_chain(z0, weight, bias, activation, activation_parameters);
     chain.c.step = DPCR_EULER, chain.c.scale = scale;
     return chain;
@@ -284,10 +283,11 @@ std::vector<Tensor> backward(const Chain &chain, const Solver &solver, const Inc
 
 } // namespace
 
-std::tuple<Tensor, Tensor, Tensor>
-mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> guess, std::string activation,
-    Numbers activation_parameters, int64_t segments, Text jacobian, Text refresh,
-    Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
+std::tuple<Tensor, Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias,
+                                       std::optional<Tensor> guess, std::string activation,
+                                       Numbers activation_parameters, int64_t segments, Text jacobian,
+                                       Text refresh, Number rtol, Number atol, Count max_sweeps, Flag finish,
+                                       Flags frozen, std::string keep) {
     return forward(mlp_chain(z0, weight, bias, activation, activation_parameters), guess,
                    Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
@@ -295,9 +295,8 @@ mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
              std::optional<Tensor> bias, std::string activation, Numbers activation_parameters,
-             int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
-             Count max_sweeps, Flag finish, Flags frozen, std::string keep,
-             std::vector<bool> needs) {
+             int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps,
+             Flag finish, Flags frozen, std::string keep, std::vector<bool> needs) {
     const Chain chain = mlp_chain(z0, weight, bias, activation, activation_parameters);
     const Solver solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
@@ -307,10 +306,9 @@ mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0,
 
 std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional<Tensor> bias,
                                          std::optional<Tensor> guess, std::string activation,
-                                         Numbers activation_parameters, double scale,
-                                         int64_t segments, Text jacobian, Text refresh,
-                                         Number rtol, Number atol, Count max_sweeps, Flag finish,
-                                         Flags frozen, std::string keep) {
+                                         Numbers activation_parameters, double scale, int64_t segments,
+                                         Text jacobian, Text refresh, Number rtol, Number atol,
+                                         Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
     return forward(euler_chain(z0, weight, bias, activation, activation_parameters, scale), guess,
                    Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
@@ -318,9 +316,8 @@ std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
                std::optional<Tensor> bias, std::string activation, Numbers activation_parameters,
-               double scale, int64_t segments, Text jacobian, Text refresh, Number rtol,
-               Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep,
-               std::vector<bool> needs) {
+               double scale, int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+               Count max_sweeps, Flag finish, Flags frozen, std::string keep, std::vector<bool> needs) {
     const Chain chain = euler_chain(z0, weight, bias, activation, activation_parameters, scale);
     const Solver solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep);
     const std::vector<Tensor> g =
@@ -336,7 +333,8 @@ residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2,
          Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
     const Parameters parameters = {weight1, bias1, weight2, bias2, norm_weight, norm_bias};
     return forward(residual_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, scale}),
-                   guess, Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
+                   guess,
+                   Solver(z0, segments, jacobian, refresh, rtol, atol, max_sweeps, finish, frozen, keep));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
@@ -344,9 +342,8 @@ residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tenso
                   Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
                   Numbers activation_parameters, std::string norm, double norm_eps, double scale,
-                  int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
-                  Count max_sweeps, Flag finish, Flags frozen, std::string keep,
-                  std::vector<bool> needs) {
+                  int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps,
+                  Flag finish, Flags frozen, std::string keep, std::vector<bool> needs) {
     const Parameters parameters = {weight1, bias1, weight2, bias2, norm_weight, norm_bias};
     const Chain chain =
         residual_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, scale});
@@ -356,12 +353,13 @@ residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tenso
     return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
 }
 
-std::tuple<Tensor, Tensor, Tensor>
-layers(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
-       std::optional<Tensor> norm_bias, std::optional<Tensor> guess, std::string activation,
-       Numbers activation_parameters, std::string norm, double norm_eps, bool skip, double scale,
-       int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
-       Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
+std::tuple<Tensor, Tensor, Tensor> layers(Tensor z0, Tensor weight, std::optional<Tensor> bias,
+                                          std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
+                                          std::optional<Tensor> guess, std::string activation,
+                                          Numbers activation_parameters, std::string norm, double norm_eps,
+                                          bool skip, double scale, int64_t segments, Text jacobian,
+                                          Text refresh, Number rtol, Number atol, Count max_sweeps,
+                                          Flag finish, Flags frozen, std::string keep) {
     const Parameters parameters = {weight, bias, std::nullopt, std::nullopt, norm_weight, norm_bias};
     return forward(
         layers_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, skip, scale}), guess,
@@ -371,11 +369,10 @@ layers(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tenso
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                 Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
-                std::optional<Tensor> norm_bias, std::string activation,
-                Numbers activation_parameters, std::string norm, double norm_eps, bool skip,
-                double scale, int64_t segments, Text jacobian, Text refresh, Number rtol,
-                Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep,
-                std::vector<bool> needs) {
+                std::optional<Tensor> norm_bias, std::string activation, Numbers activation_parameters,
+                std::string norm, double norm_eps, bool skip, double scale, int64_t segments, Text jacobian,
+                Text refresh, Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen,
+                std::string keep, std::vector<bool> needs) {
     const Parameters parameters = {weight, bias, std::nullopt, std::nullopt, norm_weight, norm_bias};
     const Chain chain =
         layers_chain(z0, parameters, {activation, activation_parameters, norm, norm_eps, skip, scale});
@@ -388,9 +385,9 @@ layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor 
 std::tuple<Tensor, Tensor, Tensor>
 denoise(Tensor z0, Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
         std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
-        std::optional<Tensor> guess, std::string activation, Numbers activation_parameters,
-        int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
-        Count max_sweeps, Flag finish, Flags frozen, std::string keep) {
+        std::optional<Tensor> guess, std::string activation, Numbers activation_parameters, int64_t segments,
+        Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen,
+        std::string keep) {
     const Parameters parameters = {weight_in,    bias,          weight_out,   bias_out, std::nullopt,
                                    std::nullopt, weight_hidden, coefficients, noise};
     return forward(denoise_chain(z0, parameters, activation, activation_parameters), guess,
@@ -401,9 +398,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 denoise_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                  Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
                  std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
-                 std::string activation, Numbers activation_parameters, int64_t segments,
-                 Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps,
-                 Flag finish, Flags frozen, std::string keep, std::vector<bool> needs) {
+                 std::string activation, Numbers activation_parameters, int64_t segments, Text jacobian,
+                 Text refresh, Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen,
+                 std::string keep, std::vector<bool> needs) {
     const Parameters parameters = {weight_in,    bias,          weight_out,   bias_out, std::nullopt,
                                    std::nullopt, weight_hidden, coefficients, noise};
     const Chain chain = denoise_chain(z0, parameters, activation, activation_parameters);

@@ -20,8 +20,9 @@
 #define DENOISE_PARAMETERS                                                                         \
     ", Tensor weight_in, Tensor bias, Tensor? weight_hidden, Tensor weight_out, Tensor? bias_out," \
     " Tensor coefficients, Tensor? noise"
-#define SOLVER_OPTIONS                                                                                    \
-    ", SymInt segments, str? jacobian, str? refresh, float? rtol, float? atol, int? max_sweeps, bool? finish, " \
+#define SOLVER_OPTIONS                                                                                  \
+    ", SymInt segments, str? jacobian, str? refresh, float? rtol, float? atol, int? max_sweeps, bool? " \
+    "finish, "                                                                                          \
     "bool[]? frozen, str keep"
 
 STABLE_TORCH_LIBRARY(deeppcr, m) {

@@ -27,17 +27,17 @@ std::tuple<Tensor, Tensor, Tensor> newton_update(Tensor states, Tensor ends, std
                                                  std::string structure, Tensor tolerance, double rtol,
                                                  int64_t segments);
 
-std::tuple<Tensor, Tensor, Tensor>
-mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> guess, std::string activation,
-    Numbers activation_parameters, int64_t segments, Text jacobian, Text refresh,
-    Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep);
+std::tuple<Tensor, Tensor, Tensor> mlp(Tensor z0, Tensor weight, std::optional<Tensor> bias,
+                                       std::optional<Tensor> guess, std::string activation,
+                                       Numbers activation_parameters, int64_t segments, Text jacobian,
+                                       Text refresh, Number rtol, Number atol, Count max_sweeps, Flag finish,
+                                       Flags frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 mlp_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
              std::optional<Tensor> bias, std::string activation, Numbers activation_parameters,
-             int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
-             Count max_sweeps, Flag finish, Flags frozen, std::string keep,
-             std::vector<bool> needs);
+             int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps,
+             Flag finish, Flags frozen, std::string keep, std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor>
 residual(Tensor z0, Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
@@ -51,54 +51,51 @@ residual_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tenso
                   Tensor weight1, std::optional<Tensor> bias1, Tensor weight2, std::optional<Tensor> bias2,
                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, std::string activation,
                   Numbers activation_parameters, std::string norm, double norm_eps, double scale,
-                  int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
-                  Count max_sweeps, Flag finish, Flags frozen, std::string keep,
-                  std::vector<bool> needs);
+                  int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps,
+                  Flag finish, Flags frozen, std::string keep, std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor> euler(Tensor z0, Tensor weight, std::optional<Tensor> bias,
                                          std::optional<Tensor> guess, std::string activation,
-                                         Numbers activation_parameters, double scale,
-                                         int64_t segments, Text jacobian, Text refresh,
-                                         Number rtol, Number atol, Count max_sweeps, Flag finish,
-                                         Flags frozen, std::string keep);
+                                         Numbers activation_parameters, double scale, int64_t segments,
+                                         Text jacobian, Text refresh, Number rtol, Number atol,
+                                         Count max_sweeps, Flag finish, Flags frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 euler_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept, Tensor weight,
                std::optional<Tensor> bias, std::string activation, Numbers activation_parameters,
-               double scale, int64_t segments, Text jacobian, Text refresh, Number rtol,
-               Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep,
-               std::vector<bool> needs);
+               double scale, int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
+               Count max_sweeps, Flag finish, Flags frozen, std::string keep, std::vector<bool> needs);
 
-std::tuple<Tensor, Tensor, Tensor>
-layers(Tensor z0, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
-       std::optional<Tensor> norm_bias, std::optional<Tensor> guess, std::string activation,
-       Numbers activation_parameters, std::string norm, double norm_eps, bool skip, double scale,
-       int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
-       Count max_sweeps, Flag finish, Flags frozen, std::string keep);
+std::tuple<Tensor, Tensor, Tensor> layers(Tensor z0, Tensor weight, std::optional<Tensor> bias,
+                                          std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
+                                          std::optional<Tensor> guess, std::string activation,
+                                          Numbers activation_parameters, std::string norm, double norm_eps,
+                                          bool skip, double scale, int64_t segments, Text jacobian,
+                                          Text refresh, Number rtol, Number atol, Count max_sweeps,
+                                          Flag finish, Flags frozen, std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 layers_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                 Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> norm_weight,
-                std::optional<Tensor> norm_bias, std::string activation,
-                Numbers activation_parameters, std::string norm, double norm_eps, bool skip,
-                double scale, int64_t segments, Text jacobian, Text refresh, Number rtol,
-                Number atol, Count max_sweeps, Flag finish, Flags frozen, std::string keep,
-                std::vector<bool> needs);
+                std::optional<Tensor> norm_bias, std::string activation, Numbers activation_parameters,
+                std::string norm, double norm_eps, bool skip, double scale, int64_t segments, Text jacobian,
+                Text refresh, Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen,
+                std::string keep, std::vector<bool> needs);
 
 std::tuple<Tensor, Tensor, Tensor>
 denoise(Tensor z0, Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
         std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
-        std::optional<Tensor> guess, std::string activation, Numbers activation_parameters,
-        int64_t segments, Text jacobian, Text refresh, Number rtol, Number atol,
-        Count max_sweeps, Flag finish, Flags frozen, std::string keep);
+        std::optional<Tensor> guess, std::string activation, Numbers activation_parameters, int64_t segments,
+        Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen,
+        std::string keep);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 denoise_backward(std::optional<Tensor> gz, std::optional<Tensor> gstates, Tensor z0, Tensor kept,
                  Tensor weight_in, Tensor bias, std::optional<Tensor> weight_hidden, Tensor weight_out,
                  std::optional<Tensor> bias_out, Tensor coefficients, std::optional<Tensor> noise,
-                 std::string activation, Numbers activation_parameters, int64_t segments,
-                 Text jacobian, Text refresh, Number rtol, Number atol, Count max_sweeps,
-                 Flag finish, Flags frozen, std::string keep, std::vector<bool> needs);
+                 std::string activation, Numbers activation_parameters, int64_t segments, Text jacobian,
+                 Text refresh, Number rtol, Number atol, Count max_sweeps, Flag finish, Flags frozen,
+                 std::string keep, std::vector<bool> needs);
 
 // As the kernels of the library's device.
 inline void implement(torch::stable::detail::StableLibrary &m) {

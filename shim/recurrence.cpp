@@ -69,7 +69,8 @@ void check_blocks(const std::optional<Tensor> &A, const Tensor &b, dpcr_block bl
     if (!A) return;
     check_like("A", *A, b);
     const int64_t L = b.size(0), B = b.size(1), w = b.size(2);
-    std::vector<int64_t> expected = {L, A->dim() > 1 && A->size(1) == 1 ? 1 : B, block == DPCR_SCALAR ? 1 : w};
+    std::vector<int64_t> expected = {L, A->dim() > 1 && A->size(1) == 1 ? 1 : B,
+                                     block == DPCR_SCALAR ? 1 : w};
     if (block == DPCR_DENSE) expected.push_back(w);
     check_shape("A", *A, expected);
 }

@@ -69,10 +69,6 @@ static void FN(sequential_task)(const void *pass, int64_t task, void *scratch) {
     FN(walk_steps)(walk, 0, walk->L, s0, n, FN(start)(walk, s0), scratch);
 }
 
-static void FN(sequential)(const struct walk *walk) {
-    FN(for_groups)(walk, FN(sequential_task), 1, FN(walk_work)(walk), walk);
-}
-
 /* ---- reduce --------------------------------------------------------------------------------- */
 
 /* The map of steps first..last-1 of one sample (or of all, where they share it): M_last-1 ... M_first.
@@ -265,6 +261,7 @@ static void FN(back_substitute_task)(const void *argument, int64_t task, void *s
 
 /* The same for narrow blocks, by tasks of RUN elements each; and reduce and substitute for segments of one step. */
 struct FN(narrow) {
+    void (*sequential)(const void *pass, int64_t task, void *scratch); /* with few samples */
     void (*reduce)(const void *pass, int64_t task, void *scratch);
     void (*eliminate)(const void *pass, int64_t task, void *scratch);
     void (*back_substitute)(const void *pass, int64_t task, void *scratch);
@@ -276,7 +273,7 @@ struct FN(narrow) {
 #define SIZED(name) FN(name##_4)
 #include "pcr/cpu/narrow.inl"
 #else
-static const struct FN(narrow) FN(narrow_4) = {NULL, NULL, NULL, NULL};
+static const struct FN(narrow) FN(narrow_4) = {NULL, NULL, NULL, NULL, NULL};
 #endif
 
 #if 8 * REAL_BYTES <= VECTOR_BYTES
@@ -284,7 +281,7 @@ static const struct FN(narrow) FN(narrow_4) = {NULL, NULL, NULL, NULL};
 #define SIZED(name) FN(name##_8)
 #include "pcr/cpu/narrow.inl"
 #else
-static const struct FN(narrow) FN(narrow_8) = {NULL, NULL, NULL, NULL};
+static const struct FN(narrow) FN(narrow_8) = {NULL, NULL, NULL, NULL, NULL};
 #endif
 
 #if 16 * REAL_BYTES <= VECTOR_BYTES
@@ -292,7 +289,7 @@ static const struct FN(narrow) FN(narrow_8) = {NULL, NULL, NULL, NULL};
 #define SIZED(name) FN(name##_16)
 #include "pcr/cpu/narrow.inl"
 #else
-static const struct FN(narrow) FN(narrow_16) = {NULL, NULL, NULL, NULL};
+static const struct FN(narrow) FN(narrow_16) = {NULL, NULL, NULL, NULL, NULL};
 #endif
 
 /* NULL: these blocks are not narrow. */
@@ -304,6 +301,12 @@ static const struct FN(narrow) * FN(narrow_of)(const struct walk *walk) {
     /* one sample's shared blocks are its own, unless it is a tile of a batch that goes in panels */
     const bool own = !walk->shared || (walk->B == 1 && !walk->wide);
     return narrow && narrow->eliminate && walk->block == DPCR_DENSE && own ? narrow : NULL;
+}
+
+static void FN(sequential)(const struct walk *walk) {
+    /* More samples keep the memory busy, which likes them in its order, step by step. */
+    const struct FN(narrow) *narrow = walk->B <= 4 ? FN(narrow_of)(walk) : NULL;
+    FN(for_groups)(walk, narrow ? narrow->sequential : FN(sequential_task), 1, FN(walk_work)(walk), walk);
 }
 
 static void FN(reduce)(const struct walk *walk) {

@@ -100,12 +100,16 @@ INLINE SIZED(row) SIZED(apply_transposed)(const REAL *W, int64_t stride, const R
     return even + odd;
 }
 
-/* W (WIDTH,WIDTH) with contiguous rows or columns; x, y, b (WIDTH), b may be NULL: y = W x + b */
+/* W (WIDTH,WIDTH) with contiguous rows or columns, x (WIDTH) -> W x */
+INLINE SIZED(row) SIZED(matvec)(const struct FN(matrix) * W, const REAL *x) {
+    return W->column == 1 ? SIZED(apply)(W->data, W->row, SIZED(load)(x))
+                          : SIZED(apply_transposed)(W->data, W->column, x);
+}
+
+/* The same; x, y, b (WIDTH), b may be NULL: y = W x + b */
 MAYBE_UNUSED static void SIZED(square_matvec)(const struct FN(matrix) * W, const REAL *x, const REAL *b,
                                               REAL *y) {
-    SIZED(row)
-    sum = W->column == 1 ? SIZED(apply)(W->data, W->row, SIZED(load)(x))
-                         : SIZED(apply_transposed)(W->data, W->column, x);
+    SIZED(row) sum = SIZED(matvec)(W, x);
     if (b) sum += SIZED(load)(b);
     *(SIZED(row) *)y = sum;
 }
