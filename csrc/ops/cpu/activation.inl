@@ -21,6 +21,10 @@ struct FN(act) {
     REAL p, q;
 };
 
+INLINE struct FN(act) FN(act_of)(const double parameter[2]) {
+    return (struct FN(act)){(REAL)parameter[0], (REAL)parameter[1]};
+}
+
 /* kind is a constant at every call: one branch survives, and what is not asked for is never computed. */
 INLINE void FN(act_value)(const dpcr_activation kind, struct FN(act) act, VEC u, VEC *y, VEC *d) {
     const VEC zero = {0}, one = FN(splat)(1);
@@ -111,7 +115,7 @@ INLINE void FN(map_wanted)(const dpcr_activation kind, struct FN(act) act, int64
 /* u (count) -> y = act(u), d = act'(u); one of them may be NULL, either may be u itself */
 static void FN(activation)(dpcr_activation kind, const double parameter[2], int64_t count, const REAL *u,
                            REAL *y, REAL *d) {
-    const struct FN(act) act = {(REAL)parameter[0], (REAL)parameter[1]};
+    const struct FN(act) act = FN(act_of)(parameter);
     switch (kind) {
     case DPCR_LINEAR: FN(map_wanted)(DPCR_LINEAR, act, count, u, y, d); break;
     case DPCR_RELU: FN(map_wanted)(DPCR_RELU, act, count, u, y, d); break;

@@ -73,10 +73,10 @@ static void FN(denoise_forward)(const dpcr_chain *chain, int64_t l, int64_t n, c
 static void FN(denoise_inner_tangent)(const dpcr_chain *chain, int64_t n, int64_t lanes, const REAL *slope,
                                       const REAL *Q, REAL *V, REAL *product) {
     const int64_t h = chain->h;
-    FN(product)(h, lanes, chain->w, FN(parameter)(chain, DPCR_W1, 0), Q, V);
+    FN(linear)(h, lanes, chain->w, FN(parameter)(chain, DPCR_W1, 0), Q, NULL, V);
     FN(scale_panel)(h, n, lanes, slope, V);
     for (int64_t m = 1; m <= chain->layers; m++) {
-        FN(product)(h, lanes, h, FN(denoise_hidden)(chain, m), V, product);
+        FN(linear)(h, lanes, h, FN(denoise_hidden)(chain, m), V, NULL, product);
         FN(scale_panel)(h, n, lanes, slope + m * h * n, product);
         for (int64_t i = 0; i < h * lanes; i++) V[i] += product[i];
     }
@@ -93,7 +93,7 @@ static void FN(denoise_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, c
     for (int64_t i = 0; i < tangents.panels; i++) {
         REAL *Q = tangents.data + i * size;
         FN(denoise_inner_tangent)(chain, n, lanes, slope, Q, V, product);
-        FN(product)(w, lanes, chain->h, FN(parameter)(chain, DPCR_W2, l), V, product);
+        FN(linear)(w, lanes, chain->h, FN(parameter)(chain, DPCR_W2, l), V, NULL, product);
         for (int64_t j = 0; j < size; j++) Q[j] = a * Q[j] + c * product[j];
     }
 }

@@ -32,7 +32,7 @@ static void FN(euler_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, con
     for (int64_t i = 0; i < w * n; i++) next[i] = z[i] + scale * scratch[i];
     for (int64_t p = 0; p < tangents.panels; p++) {
         REAL *Q = tangents.data + p * size;
-        FN(product)(w, tangents.lanes, w, W, Q, product);
+        FN(linear)(w, tangents.lanes, w, W, Q, NULL, product);
         FN(scale_panel)(w, n, tangents.lanes, D, product);
         for (int64_t i = 0; i < size; i++) Q[i] += scale * product[i];
     }

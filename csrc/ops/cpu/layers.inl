@@ -98,7 +98,7 @@ static void FN(layer_tangent)(const dpcr_chain *chain, int64_t l, int64_t m, int
                               const struct FN(layer) * at, const REAL *V, REAL *out, REAL *sums) {
     const int64_t w = chain->w;
     const REAL *gamma = FN(layer_vector)(chain, DPCR_GAMMA, l, m);
-    FN(product)(w, lanes, w, FN(layer_matrix)(chain, l, m), V, out);
+    FN(linear)(w, lanes, w, FN(layer_matrix)(chain, l, m), V, NULL, out);
     if (chain->norm != DPCR_NO_NORM) FN(project)(chain, n, lanes, at->xhat, at->rstd, out, sums);
     if (gamma) FN(scale_panel)(w, 1, lanes, gamma, out);
     FN(scale_panel)(w, n, lanes, at->slope, out);

@@ -34,7 +34,7 @@ static void FN(mlp_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, const
     FN(activation)(chain->activation, chain->activation_parameter, w * n, D, next, D);
     for (int64_t p = 0; p < tangents.panels; p++) {
         REAL *Q = tangents.data + p * size;
-        FN(product)(w, tangents.lanes, w, W, Q, product);
+        FN(linear)(w, tangents.lanes, w, W, Q, NULL, product);
         FN(scale_panel)(w, n, tangents.lanes, D, product);
         memcpy(Q, product, (size_t)size * sizeof(REAL));
     }

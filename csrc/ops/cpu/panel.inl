@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What every step kind is made of.  A *panel* (rows, n) holds one tile with its samples in lanes; n = 1
+ * What step kinds and passes are made of.  A *panel* (rows, n) holds one tile with its samples in lanes; n = 1
  * is a single sample as a plain vector.  Rows of samples in memory are (count, w).
  */
 
-/* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) = W X + bias */
+/* W (m,k), X (k,n), bias (m) or NULL -> Y (m,n) = W X + bias; n: lanes of a tile, or of its tangents */
 static void FN(linear)(int64_t m, int64_t n, int64_t k, const REAL *W, const REAL *X, const REAL *bias,
                        REAL *Y) {
     const struct FN(matrix) matrix = {W, k, 1};
@@ -59,13 +59,25 @@ static REAL *FN(gradient_of)(const struct pullback_pass *pass, dpcr_parameter wh
     return data ? data + l * dpcr_parameter_stride(pass->chain, which) : NULL;
 }
 
-/* W (m,k), V (k,lanes) -> out (m,lanes) = W V; a panel, also for one sample's tangents, unless there is but one */
-static void FN(product)(int64_t m, int64_t lanes, int64_t k, const REAL *W, const REAL *V, REAL *out) {
-    if (lanes == 1)
-        FN(matvec)(m, k, &(struct FN(matrix)){W, k, 1}, V, NULL, out);
-    else
-        FN(panel_product)(m, lanes, k, &(struct FN(matrix)){W, k, 1}, &(struct FN(panel)){V, lanes}, NULL,
-                          out, lanes);
+/* Row (l, s) of an array (-,B,w) of the chain. */
+static REAL *FN(row)(const void *rows, int64_t l, int64_t s, const dpcr_chain *chain) {
+    return rows ? (REAL *)rows + (l * chain->B + s) * chain->w : NULL;
+}
+
+/* rows (B,w) of the state before step l */
+static const REAL *FN(before)(const struct pullback_pass *pass, int64_t l, int64_t s) {
+    return l == pass->first ? FN(row)(pass->before, 0, s, pass->chain)
+                            : FN(row)(pass->states, l - 1 - pass->states_first, s, pass->chain);
+}
+
+static bool FN(is_frozen)(const struct pullback_pass *pass, int64_t l) {
+    return pass->arrays->frozen && pass->arrays->frozen[l];
+}
+
+/* (count,saved_size) of step l from sample s on, or NULL */
+static REAL *FN(saved_row)(const struct pullback_pass *pass, int64_t l, int64_t s) {
+    if (!pass->saved || FN(is_frozen)(pass, l)) return NULL;
+    return (REAL *)pass->saved + ((l - pass->first) * pass->chain->B + s) * pass->saved_size;
 }
 
 /* D (w,n) times V (w,lanes), D broadcast along the lanes where n = 1 */

@@ -32,101 +32,8 @@ static double FN(step_work)(const dpcr_chain *chain) {
     return dpcr_step_flops(chain) + 40.0 * (double)dpcr_step_layers(chain) * (double)chain->h;
 }
 
-/* Row (l, s) of an array (-,B,w) of the chain. */
-static REAL *FN(row)(const void *rows, int64_t l, int64_t s, const dpcr_chain *chain) {
-    return rows ? (REAL *)rows + (l * chain->B + s) * chain->w : NULL;
-}
-
 static REAL *FN(segment_row)(const struct segment_rows *rows, int64_t k, int64_t s, int64_t w) {
     return (REAL *)rows->data + (k * rows->samples + rows->first + s) * w;
-}
-
-/* rows (B,w) of the state before step l */
-static const REAL *FN(before)(const struct pullback_pass *pass, int64_t l, int64_t s) {
-    return l == pass->first ? FN(row)(pass->before, 0, s, pass->chain)
-                            : FN(row)(pass->states, l - 1 - pass->states_first, s, pass->chain);
-}
-
-static bool FN(is_frozen)(const struct pullback_pass *pass, int64_t l) {
-    return pass->arrays->frozen && pass->arrays->frozen[l];
-}
-
-/* (count,saved_size) of step l from sample s on, or NULL */
-static REAL *FN(saved_row)(const struct pullback_pass *pass, int64_t l, int64_t s) {
-    if (!pass->saved || FN(is_frozen)(pass, l)) return NULL;
-    return (REAL *)pass->saved + ((l - pass->first) * pass->chain->B + s) * pass->saved_size;
-}
-
-/* ---- one sample of a width that fits a register ---------------------------------------------- */
-
-/* Steps first..last-1 of one sample: z (w) in and out, states: its row of the first, or NULL. */
-struct FN(walk) {
-    int64_t first, last;
-    REAL *z, *states;
-    int64_t stride;
-};
-
-/* The same back: g (w) in and out. */
-struct FN(walk_back) {
-    int64_t first, last, sample;
-    REAL *g;
-};
-
-#if 4 * REAL_BYTES <= VECTOR_BYTES
-#define WIDTH 4
-#define SIZED(name) FN(name##_4)
-#include "ops/cpu/walk.inl"
-#endif
-#if 8 * REAL_BYTES <= VECTOR_BYTES
-#define WIDTH 8
-#define SIZED(name) FN(name##_8)
-#include "ops/cpu/walk.inl"
-#endif
-#if 16 * REAL_BYTES <= VECTOR_BYTES
-#define WIDTH 16
-#define SIZED(name) FN(name##_16)
-#include "ops/cpu/walk.inl"
-#endif
-
-/* Whether there is a walk of this chain, and, for steps of one layer, a walk back. */
-static bool FN(is_narrow)(const dpcr_chain *chain, int64_t n, bool blocks) {
-    const int64_t w = chain->w;
-    const bool layer = chain->step == DPCR_MLP || chain->step == DPCR_EULER;
-    return n == 1 && (layer || (blocks && chain->step == DPCR_RESIDUAL && chain->h == w))
-           && (w == 4 || w == 8 || w == 16) && w * REAL_BYTES <= VECTOR_BYTES;
-}
-
-/* Q: tangents of one panel, or of none */
-static void FN(walk_narrow)(const dpcr_chain *chain, const struct FN(walk) * walk, REAL *Q, int64_t stride) {
-    (void)walk, (void)Q, (void)stride; /* where no width is narrow */
-    switch (chain->w) {
-#if 4 * REAL_BYTES <= VECTOR_BYTES
-    case 4: FN(walk_4)(chain, walk, Q, stride); break;
-#endif
-#if 8 * REAL_BYTES <= VECTOR_BYTES
-    case 8: FN(walk_8)(chain, walk, Q, stride); break;
-#endif
-#if 16 * REAL_BYTES <= VECTOR_BYTES
-    case 16: FN(walk_16)(chain, walk, Q, stride); break;
-#endif
-    default: break;
-    }
-}
-
-static void FN(walk_back_narrow)(const struct pullback_pass *pass, const struct FN(walk_back) * walk) {
-    (void)walk;
-    switch (pass->chain->w) {
-#if 4 * REAL_BYTES <= VECTOR_BYTES
-    case 4: FN(walk_back_4)(pass, walk); break;
-#endif
-#if 8 * REAL_BYTES <= VECTOR_BYTES
-    case 8: FN(walk_back_8)(pass, walk); break;
-#endif
-#if 16 * REAL_BYTES <= VECTOR_BYTES
-    case 16: FN(walk_back_16)(pass, walk); break;
-#endif
-    default: break;
-    }
 }
 
 /* ---- tiles ------------------------------------------------------------------------------------ */
@@ -267,15 +174,18 @@ static void FN(walk_segment)(const struct propagate_pass *pass, int64_t k, const
     FN(load_tile)(w, at->count, n, FN(start_row)(pass, k, at->s0), z);
     const int64_t first = dpcr_edge(k, chain->L, pass->S), last = dpcr_edge(k + 1, chain->L, pass->S);
     const bool dense = wants.tangents && !pass->tangents.diagonal;
-    const bool narrow = FN(is_narrow)(chain, n, !wants.tangents) && dense == wants.tangents;
-    if (narrow) {
+    const struct FN(walks) *walks = dense == wants.tangents ? FN(walks_of)(chain, n, !dense) : NULL;
+    if (walks) {
         REAL *states = wants.states
                            ? FN(row)(pass->states, first - pass->states_first, pass->first + at->s0, chain)
                            : NULL;
-        FN(walk_narrow)(chain, &(struct FN(walk)){first, last, z, states, chain->B * w},
-                        dense ? Q.data : NULL, Q.lanes);
+        const struct FN(walk) walk = {first, last, z, states, chain->B * w};
+        if (dense)
+            walks->tangents(chain, &walk, Q.data, Q.lanes);
+        else
+            walks->forward(chain, &walk);
     }
-    for (int64_t l = first; l < last && !narrow; l++) {
+    for (int64_t l = first; l < last && !walks; l++) {
         if (wants.tangents)
             kind->tangent(chain, l, n, z, next, Q, scratch);
         else
@@ -393,9 +303,9 @@ static void FN(walk_back)(const struct pullback_pass *pass, int64_t k, const str
     REAL *g = dpcr_take(&arena, FN(bytes)(w * n));
     struct FN(step_back) back = {.n = n, .count = at->count, .g = g, .scratch = dpcr_take(&arena, 0)};
     FN(load_tile)(w, at->count, n, FN(segment_row)(&pass->starts, k, at->s0, w), g);
-    const bool narrow = FN(is_narrow)(chain, n, false);
-    if (narrow) FN(walk_back_narrow)(pass, &(struct FN(walk_back)){first, last, s0, g});
-    for (int64_t l = last - 1; l >= first && !narrow; l--) {
+    const struct FN(walks) *walks = FN(walks_of)(chain, n, false);
+    if (walks) walks->back(pass, &(struct FN(walk_back)){first, last, s0, g});
+    for (int64_t l = last - 1; l >= first && !walks; l--) {
         back.l = l;
         back.before = FN(before)(pass, l, s0);
         back.after = FN(row)(pass->states, l - pass->states_first, s0, chain);
@@ -484,7 +394,7 @@ static void FN(gradient_task)(const void *argument, int64_t task, void *memory) 
 static void FN(gradient)(const struct pullback_pass *pass) {
     const dpcr_chain *chain = pass->chain;
     const struct FN(step_kind) *kind = FN(kind_of)(chain);
-    if (chain->B == 1 && FN(is_narrow)(chain, 1, false)) return; /* the walk back has them */
+    if (chain->B == 1 && FN(walks_of)(chain, 1, false)) return; /* the walk back has them */
     const struct tasks tasks = {.run = FN(gradient_task),
                                 .pass = pass,
                                 .count = pass->last - pass->first + (kind->parts ? kind->parts(chain) : 0),

@@ -84,9 +84,9 @@ static void FN(residual_tangent)(const dpcr_chain *chain, int64_t l, int64_t n, 
             FN(project)(chain, n, lanes, p.xhat, p.rstd, outer, sums);
             if (gamma) FN(scale_panel)(w, 1, lanes, gamma, outer);
         }
-        FN(product)(h, lanes, w, W1, outer, inner);
+        FN(linear)(h, lanes, w, W1, outer, NULL, inner);
         FN(scale_panel)(h, n, lanes, p.slope, inner);
-        FN(product)(w, lanes, h, W2, inner, outer);
+        FN(linear)(w, lanes, h, W2, inner, NULL, outer);
         for (int64_t i = 0; i < size; i++) Q[i] += scale * outer[i];
     }
 }

@@ -83,7 +83,7 @@ INLINE SIZED(row) SIZED(norm)(const dpcr_chain *chain, SIZED(row) z, const REAL 
 
 static void SIZED(walk_blocks)(const dpcr_chain *chain, const struct FN(walk) * walk) {
     const REAL scale = (REAL)chain->scale, *at[DPCR_B2 + 1], *gamma, *beta;
-    const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
+    const struct FN(act) act = FN(act_of)(chain->activation_parameter);
     for (int i = 0; i <= DPCR_B2; i++) at[i] = FN(parameter)(chain, (dpcr_parameter)i, walk->first);
     gamma = FN(parameter)(chain, DPCR_GAMMA, walk->first),
     beta = FN(parameter)(chain, DPCR_BETA, walk->first);
@@ -100,75 +100,69 @@ static void SIZED(walk_blocks)(const dpcr_chain *chain, const struct FN(walk) * 
     *(SIZED(row) *)walk->z = z;
 }
 
-static void SIZED(walk_layers)(const dpcr_chain *chain, const struct FN(walk) * walk) {
-    const bool skip = chain->step == DPCR_EULER;
-    const REAL scale = (REAL)chain->scale;
-    const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
-    const REAL *W = FN(parameter)(chain, DPCR_W1, walk->first),
-               *b = FN(parameter)(chain, DPCR_B1, walk->first);
-    REAL *state = walk->states;
-    SIZED(row) z = SIZED(load)(walk->z), slope;
-    for (int64_t l = walk->first; l < walk->last; l++) {
-        SIZED(row) a = SIZED(affine)(&W, &b, z);
-        SIZED(act)(chain->activation, act, a, &a, &slope);
-        if (skip)
-            z += scale * a;
-        else
-            z = a;
-        if (state) *(SIZED(row) *)state = z, state += walk->stride;
-    }
-    *(SIZED(row) *)walk->z = z;
+/* Rows first..last-1, constants at every call, of W Q -> product. */
+INLINE void SIZED(tangent_rows)(const int first, const int last, const REAL *W, const SIZED(row) * Q,
+                                SIZED(row) * product) {
+#pragma GCC unroll 16
+    for (int r = first; r < last; r++) product[r] = (SIZED(row)){0};
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++)
+#pragma GCC unroll 16
+        for (int r = first; r < last; r++) product[r] += W[r * WIDTH + i] * Q[i];
 }
 
-/* The same with the product of the step Jacobians: Q (WIDTH,WIDTH), rows of `stride`, is multiplied by them. */
-static void SIZED(walk_tangents)(const dpcr_chain *chain, const struct FN(walk) * walk, REAL *data,
-                                 int64_t stride) {
+/* Q (WIDTH,WIDTH) <- J Q of one step: J = diag(slope) W, with a skip I + scale diag(slope) W.  16 rows in halves:
+ * with Q they are more than the registers, and a step took a third longer. */
+INLINE void SIZED(move_tangents)(const REAL *W, SIZED(row) slope, bool skip, REAL scale, SIZED(row) * Q) {
+    SIZED(row) product[WIDTH];
+    const int half = WIDTH > 8 ? WIDTH / 2 : WIDTH;
+    SIZED(tangent_rows)(0, half, W, Q, product);
+    if (half < WIDTH) SIZED(tangent_rows)(half, WIDTH, W, Q, product);
+#pragma GCC unroll 16
+    for (int r = 0; r < WIDTH; r++) {
+        product[r] *= slope[r];
+        if (skip)
+            Q[r] += scale * product[r];
+        else
+            Q[r] = product[r];
+    }
+}
+
+/* tangents is a constant at every call: data (WIDTH,WIDTH), rows of `stride`, is multiplied by the step Jacobians. */
+INLINE void SIZED(walk_layers)(const bool tangents, const dpcr_chain *chain, const struct FN(walk) * walk,
+                               REAL *data, int64_t stride) {
     const bool skip = chain->step == DPCR_EULER;
     const REAL scale = (REAL)chain->scale;
-    const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
+    const struct FN(act) act = FN(act_of)(chain->activation_parameter);
     const REAL *W = FN(parameter)(chain, DPCR_W1, walk->first),
                *b = FN(parameter)(chain, DPCR_B1, walk->first);
     REAL *state = walk->states;
-    SIZED(row) z = SIZED(load)(walk->z), slope, Q[WIDTH], product[WIDTH];
+    SIZED(row) z = SIZED(load)(walk->z), slope, Q[WIDTH];
 #pragma GCC unroll 16
-    for (int i = 0; i < WIDTH; i++) Q[i] = SIZED(load)(data + i * stride);
+    for (int i = 0; i < WIDTH && tangents; i++) Q[i] = SIZED(load)(data + i * stride);
     for (int64_t l = walk->first; l < walk->last; l++) {
         const REAL *own = W;
         SIZED(row) a = SIZED(affine)(&W, &b, z);
         SIZED(act)(chain->activation, act, a, &a, &slope);
-#pragma GCC unroll 16
-        for (int r = 0; r < WIDTH; r++) product[r] = (SIZED(row)){0};
-#pragma GCC unroll 16
-        for (int i = 0; i < WIDTH; i++)
-#pragma GCC unroll 16
-            for (int r = 0; r < WIDTH; r++) product[r] += own[r * WIDTH + i] * Q[i];
-#pragma GCC unroll 16
-        for (int r = 0; r < WIDTH; r++) {
-            product[r] *= slope[r];
-            if (skip)
-                Q[r] += scale * product[r];
-            else
-                Q[r] = product[r];
-        }
         if (skip)
             z += scale * a;
         else
             z = a;
         if (state) *(SIZED(row) *)state = z, state += walk->stride;
+        if (tangents) SIZED(move_tangents)(own, slope, skip, scale, Q);
     }
     *(SIZED(row) *)walk->z = z;
 #pragma GCC unroll 16
-    for (int i = 0; i < WIDTH; i++) *(SIZED(row) *)(data + i * stride) = Q[i];
+    for (int i = 0; i < WIDTH && tangents; i++) *(SIZED(row) *)(data + i * stride) = Q[i];
 }
 
-/* Q: NULL, or tangents of steps of one layer */
-static void SIZED(walk)(const dpcr_chain *chain, const struct FN(walk) * walk, REAL *Q, int64_t stride) {
-    if (Q)
-        SIZED(walk_tangents)(chain, walk, Q, stride);
-    else if (chain->step == DPCR_RESIDUAL)
-        SIZED(walk_blocks)(chain, walk);
-    else
-        SIZED(walk_layers)(chain, walk);
+static void SIZED(walk)(const dpcr_chain *chain, const struct FN(walk) * walk) {
+    SIZED(walk_layers)(false, chain, walk, NULL, 0);
+}
+
+static void SIZED(walk_tangents)(const dpcr_chain *chain, const struct FN(walk) * walk, REAL *Q,
+                                 int64_t stride) {
+    SIZED(walk_layers)(true, chain, walk, Q, stride);
 }
 
 /* One step back: g, z_{l-1}, z_l -> gu; g becomes the gradient of z_{l-1} */
@@ -204,16 +198,17 @@ INLINE void SIZED(gradient)(const struct pullback_pass *pass, int64_t l, SIZED(r
 
 static void SIZED(walk_back)(const struct pullback_pass *pass, const struct FN(walk_back) * walk) {
     const dpcr_chain *chain = pass->chain;
-    const struct FN(act) act = {(REAL)chain->activation_parameter[0], (REAL)chain->activation_parameter[1]};
+    const int64_t first = walk->first, s = walk->sample; /* *walk is read again after every store of a row */
+    const struct FN(act) act = FN(act_of)(chain->activation_parameter);
     const REAL *W = chain->parameter[DPCR_W1], *b = chain->parameter[DPCR_B1];
-    const REAL *gstates = FN(row)(pass->arrays->gstates, 0, walk->sample, chain);
+    const REAL *gstates = FN(row)(pass->arrays->gstates, 0, s, chain);
     SIZED(row) g = SIZED(load)(walk->g);
-    for (int64_t l = walk->last - 1; l >= walk->first; l--) {
+    for (int64_t l = walk->last - 1; l >= first; l--) {
         if (gstates) g += SIZED(load)(gstates + l * chain->B * WIDTH);
-        const SIZED(row) gu = SIZED(step_back)(
-            chain, act, W + l * WIDTH * WIDTH, b ? b + l * WIDTH : NULL, FN(before)(pass, l, walk->sample),
-            FN(row)(pass->states, l - pass->states_first, walk->sample, chain), &g);
-        REAL *saved = FN(saved_row)(pass, l, walk->sample);
+        const SIZED(row) gu = SIZED(step_back)(chain, act, W + l * WIDTH * WIDTH, b ? b + l * WIDTH : NULL,
+                                               FN(before)(pass, l, s),
+                                               FN(row)(pass->states, l - pass->states_first, s, chain), &g);
+        REAL *saved = FN(saved_row)(pass, l, s);
         if (saved && chain->B == 1)
             SIZED(gradient)(pass, l, gu);
         else if (saved)
@@ -221,6 +216,9 @@ static void SIZED(walk_back)(const struct pullback_pass *pass, const struct FN(w
     }
     *(SIZED(row) *)walk->g = g;
 }
+
+static const struct FN(walks) SIZED(walks)[2] = {{SIZED(walk), SIZED(walk_tangents), SIZED(walk_back)},
+                                                 {SIZED(walk_blocks), NULL, NULL}};
 
 #pragma GCC diagnostic pop
 #undef WIDTH
