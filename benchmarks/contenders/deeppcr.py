@@ -18,12 +18,21 @@ from ._torch import run_function, run_module
 class DeepPCR(Contender):
     ours = True
 
-    def __init__(self, name: str, title: str, segments: Callable[[int], int | str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        segments: Callable[[int], int | str],
+        memory: str = "states",
+    ) -> None:
         self.name = name
         self.title = title
         self.segments = segments
+        self.memory = memory
 
     def cannot(self, problem: Problem) -> str:
+        if self.memory == "recompute" and not (problem.is_chain and problem.trains):
+            return "a forward pass of a chain keeps no states, nor does a recurrence"
         return "" if self.segments(problem.length) else "too short to be cut so"
 
     def gflop(self, problem: Problem) -> float:
@@ -47,7 +56,7 @@ class DeepPCR(Contender):
         return run_function(problem, solve)
 
     def with_notes(self, problem: Problem, segments: int | str) -> Run:
-        chain = problem.loaded(segments=segments)
+        chain = problem.loaded(segments=segments, memory=self.memory)
         run = run_module(problem, chain)
 
         def notes() -> dict[str, Any]:
@@ -77,6 +86,12 @@ def fixed(segments: int) -> DeepPCR:
 CONTENDERS = (
     DeepPCR("deeppcr", 'deeppcr, its own plan (segments="auto")', lambda length: "auto"),
     DeepPCR("deeppcr S=1", "deeppcr, the fused sequential pass (segments=1)", lambda length: 1),
+    DeepPCR(
+        "deeppcr recompute",
+        'deeppcr with memory="recompute": about sqrt(L) states are kept',
+        lambda length: 1,
+        "recompute",
+    ),
     DeepPCR(
         "deeppcr S=L/32",
         "deeppcr, Newton over segments of 32 steps",

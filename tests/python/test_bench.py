@@ -12,8 +12,8 @@ import pytest
 import torch
 from programs import imported
 
-bench, dropin, page, problems, record, sweeps, timing = imported(
-    "bench", "dropin", "page", "problems", "record", "sweeps", "timing"
+bench, calls, dropin, page, problems, record, sweeps, timing = imported(
+    "bench", "calls", "dropin", "page", "problems", "record", "sweeps", "timing"
 )
 EVERYONE = {each.name: each for each in bench.contenders.everyone()}
 TINY = "--rounds 2 --compiled none --device cpu".split()
@@ -64,7 +64,9 @@ def test_chains_are_verified_timed_and_written(run, problem):
     status, found, text = run(problem, "eager", "stacked loop", *ours)
     assert status == 0 and len(found.cells) == 2
     for each in found.cells:
-        assert set(each.entries) == {"eager", "stacked loop", *ours}
+        keeps = each.run != "forward"
+        assert set(each.absent) == (set() if keeps else {"deeppcr recompute"})
+        assert {*each.entries, *each.absent} == {"eager", "stacked loop", *ours}
         assert all(len(entry.seconds) == 2 for entry in each.entries.values())
         assert all(map(each.is_right, each.entries)) and each.own < 1e-5
         assert each.entries["deeppcr S=L"].notes["sweeps"] > 1
@@ -335,3 +337,34 @@ def test_dropin_verifies_and_says_what_it_saw(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dropin.dpcr.nn.MLPChain, "forward", lambda *a: 1.1 * forward(*a))
     assert dropin.main(["--out", str(tmp_path)]) == 1
     assert "WRONG MLPChain is wrong by 1.0e-01" in capsys.readouterr().err
+
+
+def test_the_plan_is_held_to_the_best_of_our_plans():
+    def line(own: float, other: float) -> str:
+        entries = {
+            "deeppcr": record.Entry(0.0, 1.0, 0.0, [own]),
+            "deeppcr S=1": record.Entry(0.0, 1.0, 0.0, [other]),
+        }
+        cell = record.Cell("mlp", 8, 4, 1, "forward", 0.0, entries)
+        facts = {"title": "", "ours": True, "compiles": False, "always_right": True}
+        return page.BestPlan(1.15, 5e-6).line(
+            record.Record({}, dict.fromkeys(entries, facts), [cell])
+        )
+
+    assert line(1.1e-3, 1e-3).startswith("pass") and line(1.4e-5, 1e-5).startswith("pass")
+    assert line(1e-3, 2e-3).startswith("pass")
+    assert line(1.2e-3, 1e-3).startswith("**FAIL**") and "1.20 times deeppcr S=1" in line(
+        1.2e-3, 1e-3
+    )
+
+
+def test_calls_are_those_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(calls, "ROUNDS", 3)
+    assert calls.main(["--out", str(tmp_path)]) == 0
+    (numbers,) = (json.loads(path.read_text()) for path in tmp_path.glob("calls-*.json"))
+    assert all(s > 0 for times in numbers["seconds"].values() for s in times.values())
+    (text,) = (path.read_text() for path in tmp_path.glob("calls-*.md"))
+    assert text.count("| MLPChain |") == 3 and text.count("| nn.Linear |") == 3
+    chain, z = calls.dpcr.nn.MLPChain(4, 2), torch.randn(1, 4)
+    calls.training(calls.nothing(chain), z, list(chain.parameters()))()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in chain.parameters())
