@@ -279,7 +279,8 @@ def page(record: Record, picture: str | None = None) -> str:
         "Written by `benchmarks/bench.py` (`make bench`, `make bench-grid`). Every contender was "
         "first held to the plain loop in float64, output and, in the pass forward+backward, all "
         "gradients; then all were timed in turns. Ratios are times of the other over times of "
-        "deeppcr: below 1, in bold, deeppcr is the slower one. Forward passes run in inference mode.",
+        "deeppcr: below 1, in bold, deeppcr is the slower one. Forward passes run in "
+        "inference mode.",
         "## Expected",
         "\n".join(f"- {line}" for line in claims(record)),
         "## Ratios",
@@ -296,8 +297,9 @@ def page(record: Record, picture: str | None = None) -> str:
         "Error: relative, against float64, the largest over output and gradients, layer by layer; "
         "up to 10 times the plain loop's is right for deeppcr, up to 100 times for the others, and "
         "at most 1e-3. Where the loop itself is no better, deeppcr may not be worse than the loop. "
-        "ReLU's gradients jump where a rounding decides on which side of 0 an element lies: 4 times "
-        "the loop's is right there, and 0.05 for others, who sum in another order. MiB: memory that one call takes. First call: preparation and compilation.",
+        "ReLU's gradients jump where a rounding decides on which side of 0 an element lies: there "
+        "4 times the loop's is right, and 0.05 for others, who sum in another order. MiB: memory "
+        "that one call takes. First call: preparation and compilation.",
         "\n\n".join(details(cell) for cell in record.cells),
         "## Who did not run",
         missing(record),
