@@ -198,17 +198,16 @@ INLINE void SIZED(gradient)(const struct pullback_pass *pass, int64_t l, SIZED(r
 
 static void SIZED(walk_back)(const struct pullback_pass *pass, const struct FN(walk_back) * walk) {
     const dpcr_chain *chain = pass->chain;
-    const int64_t first = walk->first, s = walk->sample; /* *walk is read again after every store of a row */
     const struct FN(act) act = FN(act_of)(chain->activation_parameter);
     const REAL *W = chain->parameter[DPCR_W1], *b = chain->parameter[DPCR_B1];
-    const REAL *gstates = FN(row)(pass->arrays->gstates, 0, s, chain);
+    const REAL *gstates = FN(row)(pass->arrays->gstates, 0, walk->sample, chain);
     SIZED(row) g = SIZED(load)(walk->g);
-    for (int64_t l = walk->last - 1; l >= first; l--) {
+    for (int64_t l = walk->last - 1; l >= walk->first; l--) {
         if (gstates) g += SIZED(load)(gstates + l * chain->B * WIDTH);
-        const SIZED(row) gu = SIZED(step_back)(chain, act, W + l * WIDTH * WIDTH, b ? b + l * WIDTH : NULL,
-                                               FN(before)(pass, l, s),
-                                               FN(row)(pass->states, l - pass->states_first, s, chain), &g);
-        REAL *saved = FN(saved_row)(pass, l, s);
+        const SIZED(row) gu = SIZED(step_back)(
+            chain, act, W + l * WIDTH * WIDTH, b ? b + l * WIDTH : NULL, FN(before)(pass, l, walk->sample),
+            FN(row)(pass->states, l - pass->states_first, walk->sample, chain), &g);
+        REAL *saved = FN(saved_row)(pass, l, walk->sample);
         if (saved && chain->B == 1)
             SIZED(gradient)(pass, l, gu);
         else if (saved)
