@@ -94,7 +94,7 @@ static inline DPCR_EVERYWHERE int64_t dpcr_ceil_div(int64_t a, int64_t b) {
 
 /* First step (from 0) of segment k = 0..S of a chain of L steps: floor(k L / S) without overflow. */
 static inline DPCR_EVERYWHERE int64_t dpcr_edge(int64_t k, int64_t L, int64_t S) {
-    return k * (L / S) + k * (L % S) / S;
+    return S == L ? k : k * (L / S) + k * (L % S) / S; /* divisions cost as much as a short segment */
 }
 
 /* ---- devices -------------------------------------------------------------------------------- */

@@ -8,6 +8,17 @@ static const double FN(epsilon) = sizeof(REAL) == sizeof(float) ? FLT_EPSILON : 
 /* Below it there are denormals. */
 static const double FN(tiny) = sizeof(REAL) == sizeof(float) ? 1e-37 : 1e-307;
 
+/* run(w) with w a constant where states are narrow: loops over a few elements cost more than the elements. */
+#ifndef AT_WIDTH
+#define AT_WIDTH(w, run)     \
+    switch (w) {             \
+    case 4: run(4); break;   \
+    case 8: run(8); break;   \
+    case 16: run(16); break; \
+    default: run(w); break;  \
+    }
+#endif
+
 /* fmax and fmin where b is a number, without a call. */
 INLINE double FN(larger)(double a, double b) {
     return a > b ? a : b;
@@ -41,9 +52,8 @@ static REAL FN(free_P)(const struct newton *n, int64_t k) {
 }
 
 /* out = P_k d + b, where d is not zero: P might be inf; out may be b */
-static void FN(times_P)(const struct newton *n, int64_t k, int64_t s, const REAL *d, const REAL *b,
-                        REAL *out) {
-    const int64_t w = n->w;
+INLINE void FN(times_P)(const struct newton *n, int64_t k, int64_t s, const REAL *d, const REAL *b, REAL *out,
+                        int64_t w) {
     const bool own = n->samples[s].has_P;
     const REAL *P = own ? FN(P_of)(n, k, s) : NULL, a = own ? 0 : FN(free_P)(n, k);
     if (own && n->options.structure == DPCR_P_DENSE)
@@ -56,7 +66,7 @@ static void FN(times_P)(const struct newton *n, int64_t k, int64_t s, const REAL
 }
 
 /* Largest |x|, NaN where there is one.  As integers, in whose order NaN comes last: compilers put those into vectors. */
-static double FN(norm)(int64_t w, const REAL *x) {
+INLINE double FN(norm)(int64_t w, const REAL *x) {
     const INT magnitude = ((((INT)1 << (8 * REAL_BYTES - 2)) - 1) * 2) + 1; /* all but the sign */
     INT most = 0;
     for (int64_t i = 0; i < w; i++) {
@@ -89,8 +99,7 @@ static double FN(smallest)(const struct newton *n) {
 /* ---- 2. r = e - s --------------------------------------------------------------------------- */
 
 /* |r_k| in units of what is added up at boundary k: e_k, and s_k carried on to it. */
-static double FN(relative_residual)(const struct newton *n, int64_t k, int64_t s, double r) {
-    const int64_t w = n->w;
+INLINE double FN(relative_residual)(const struct newton *n, int64_t k, int64_t s, double r, int64_t w) {
     double P = fabs((double)FN(free_P)(n, k));
     if (n->samples[s].has_P) {
         const REAL *p = FN(P_of)(n, k, s);
@@ -114,8 +123,11 @@ static void FN(count_walk)(const struct newton *n, int64_t s) {
     sample->flops += (double)n->steps_from(n, sample->exact) * n->step_flops;
     if (!sample->refresh) return;
     double tangents = 0, all = 0;
+    int64_t rest = n->steps_from(n, sample->exact + 1);
     for (int64_t k = sample->exact + 1; k < n->S - 1; k++) {
-        const double own = (double)(n->steps_from(n, k) - n->steps_from(n, k + 1));
+        const int64_t next = n->steps_from(n, k + 1);
+        const double own = (double)(rest - next);
+        rest = next;
         all += own;
         if (!n->stale[k * n->B + s]) continue;
         tangents += own;
@@ -146,15 +158,8 @@ static void FN(clear_P)(const struct newton *n, int64_t s) {
         memset(FN(P_of)(n, sample->cleared, s), 0, (size_t)size * sizeof(REAL));
 }
 
-static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
-    (void)memory;
-    const struct newton *n = argument;
+INLINE void FN(residuals_of)(const struct newton *n, int64_t s, int64_t w) {
     struct newton_sample *sample = &n->samples[s];
-    const int64_t w = n->w;
-    if (sample->phase == NEWTON_SETTLED) return;
-    FN(clear_P)(n, s); /* those that this propagation has not computed */
-    sample->has_P = sample->has_P || sample->refresh;
-    FN(count_walk)(n, s);
     sample->largest = 0;
     sample->rounding = 0;
     if (n->S > 1) memset(FN(element)(n, 0, s), 0, (size_t)w * sizeof(REAL));
@@ -173,9 +178,23 @@ static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
         }
         for (int64_t i = 0; i < w; i++) r[i] = e[i] - next[i];
         if (sample->rounding <= kNewtonSlack * n->options.rtol)
-            sample->rounding = FN(larger)(sample->rounding, FN(relative_residual)(n, k, s, FN(norm)(w, r)));
+            sample->rounding =
+                FN(larger)(sample->rounding, FN(relative_residual)(n, k, s, FN(norm)(w, r), w));
     }
     sample->exact = dpcr_min(equal + 1, n->S - 1);
+}
+
+static void FN(residuals_task)(const void *argument, int64_t s, void *memory) {
+    (void)memory;
+    const struct newton *n = argument;
+    struct newton_sample *sample = &n->samples[s];
+    if (sample->phase == NEWTON_SETTLED) return;
+    FN(clear_P)(n, s); /* those that this propagation has not computed */
+    sample->has_P = sample->has_P || sample->refresh;
+    FN(count_walk)(n, s);
+#define RESIDUALS(width) FN(residuals_of)(n, s, width)
+    AT_WIDTH(n->w, RESIDUALS);
+#undef RESIDUALS
 }
 
 static void FN(residuals)(const struct newton *n) {
@@ -185,8 +204,7 @@ static void FN(residuals)(const struct newton *n) {
 /* ---- 5. the verdict -------------------------------------------------------------------------- */
 
 /* r_k as it was before d took its place */
-static void FN(residual_at)(const struct newton *n, int64_t k, int64_t s, REAL *r) {
-    const int64_t w = n->w;
+INLINE void FN(residual_at)(const struct newton *n, int64_t k, int64_t s, REAL *r, int64_t w) {
     const REAL *e = FN(end_of)(n, k, s), *next = FN(start_of)(n, k + 1, s);
     const bool equal = memcmp(e, next, (size_t)w * sizeof(REAL)) == 0;
     for (int64_t i = 0; i < w; i++) r[i] = equal ? 0 : e[i] - next[i];
@@ -195,8 +213,7 @@ static void FN(residual_at)(const struct newton *n, int64_t k, int64_t s, REAL *
 /* q = max |d_{k+1}| / |e_k|, each boundary against its own state; inf where d is not finite.  With a P that may be
  * too small d tells nothing of errors that add up from boundary to boundary: then the running sum of r counts, too.
  * scratch: 2 states */
-static double FN(relative_error)(const struct newton *n, int64_t s, REAL *scratch) {
-    const int64_t w = n->w;
+INLINE double FN(relative_error_of)(const struct newton *n, int64_t s, REAL *scratch, int64_t w) {
     const bool add = n->options.structure != DPCR_P_DENSE && n->options.structure != DPCR_P_IDENTITY;
     REAL *sum = scratch, *r = scratch + w;
     double q = 0;
@@ -205,7 +222,7 @@ static double FN(relative_error)(const struct newton *n, int64_t s, REAL *scratc
         double size = FN(norm)(w, FN(element)(n, k + 1, s));
         if (!(size < INFINITY)) return INFINITY;
         if (add) {
-            FN(residual_at)(n, k, s, r);
+            FN(residual_at)(n, k, s, r, w);
             for (int64_t i = 0; i < w; i++) sum[i] += r[i];
             const double drift = FN(norm)(w, sum);
             size = drift <= size ? size : drift; /* NaN, too */
@@ -214,6 +231,14 @@ static double FN(relative_error)(const struct newton *n, int64_t s, REAL *scratc
         if (!(ratio < INFINITY)) return INFINITY;
         q = ratio > q ? ratio : q;
     }
+    return q;
+}
+
+static double FN(relative_error)(const struct newton *n, int64_t s, REAL *scratch) {
+    double q;
+#define ERROR(width) q = FN(relative_error_of)(n, s, scratch, width)
+    AT_WIDTH(n->w, ERROR);
+#undef ERROR
     return q;
 }
 
@@ -227,7 +252,7 @@ static bool FN(is_right)(const struct newton *n, const struct newton_sample *sam
     return q <= slack || (stuck && r <= slack && q < INFINITY);
 }
 
-static bool FN(is_zero)(int64_t w, const REAL *x) {
+INLINE bool FN(is_zero)(int64_t w, const REAL *x) {
     bool zero = true;
     for (int64_t i = 0; i < w; i++) zero = zero && x[i] == 0;
     return zero;
@@ -236,8 +261,8 @@ static bool FN(is_zero)(int64_t w, const REAL *x) {
 /* out = P_k d_k + r_k */
 static void FN(equation)(const struct newton *n, int64_t k, int64_t s, REAL *out) {
     const REAL *d = FN(element)(n, k, s);
-    FN(residual_at)(n, k, s, out);
-    if (!FN(is_zero)(n->w, d)) FN(times_P)(n, k, s, d, out, out);
+    FN(residual_at)(n, k, s, out, n->w);
+    if (!FN(is_zero)(n->w, d)) FN(times_P)(n, k, s, d, out, out, n->w);
 }
 
 /* Does d solve the equations?  Products of the P_k may have over- or underflowed. */
@@ -295,23 +320,22 @@ static bool FN(is_believed)(double size, double largest) {
 }
 
 /* s_{k+1} = e_k + P_k d_k -> next; false where the guard did not let it pass */
-static bool FN(next_start)(const struct newton *n, int64_t k, int64_t s, REAL *next) {
+INLINE bool FN(next_start)(const struct newton *n, int64_t k, int64_t s, REAL *next, int64_t w) {
     const struct newton_sample *sample = &n->samples[s];
-    const int64_t w = n->w;
     const REAL *e = FN(end_of)(n, k, s), *d = FN(element)(n, k, s);
     memcpy(next, e, (size_t)w * sizeof(REAL));
     if (k < sample->exact || FN(is_zero)(w, d)) return true; /* P may be inf */
-    FN(times_P)(n, k, s, d, e, next);
+    FN(times_P)(n, k, s, d, e, next, w);
     if (FN(is_believed)(FN(norm)(w, next), sample->largest)) return true;
     memcpy(next, e, (size_t)w * sizeof(REAL));
     return false;
 }
 
 /* scratch: 2 states */
-static void FN(update_boundary)(const struct newton *n, int64_t k, int64_t s, REAL *scratch) {
-    const int64_t w = n->w, at = (k + 1) * n->B + s;
+INLINE void FN(update_boundary)(const struct newton *n, int64_t k, int64_t s, REAL *scratch, int64_t w) {
+    const int64_t at = (k + 1) * n->B + s;
     REAL *start = FN(start_of)(n, k + 1, s), *next = scratch, *step = scratch + w;
-    n->guarded[at] = !FN(next_start)(n, k, s, next);
+    n->guarded[at] = !FN(next_start)(n, k, s, next, w);
     for (int64_t i = 0; i < w; i++) step[i] = next[i] - start[i];
     const double moved = FN(norm)(w, step) / FN(larger)(FN(norm)(w, next), FN(smallest)(n));
     n->moved[at] += (float)FN(smaller)(moved, 1e30);
@@ -324,8 +348,11 @@ static void FN(update_task)(const void *argument, int64_t task, void *memory) {
     const struct newton *n = argument;
     const int64_t s = task % n->B, first = task / n->B * FN(BOUNDARIES),
                   last = dpcr_min(first + FN(BOUNDARIES), n->S - 1);
-    for (int64_t k = first; k < last && n->samples[s].phase == NEWTON_SWEEPING; k++)
-        FN(update_boundary)(n, k, s, memory);
+    if (n->samples[s].phase != NEWTON_SWEEPING) return;
+#define UPDATE(width) \
+    for (int64_t k = first; k < last; k++) FN(update_boundary)(n, k, s, memory, width)
+    AT_WIDTH(n->w, UPDATE);
+#undef UPDATE
 }
 
 static void FN(update)(const struct newton *n) {
