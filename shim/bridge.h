@@ -14,6 +14,8 @@
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -127,19 +129,45 @@ inline Tensor nothing(const Tensor &like) {
     return allocate({0}, like.scalar_type(), like);
 }
 
-// Small ones need no allocation.
+// On the CPU small ones lie on the stack, and those up to kMostKept in memory that the calling thread keeps: what an
+// allocator has given back to the system costs as much to get again as a short chain takes.
 class Workspace {
 public:
     Workspace(size_t bytes, const Tensor &beside) : bytes_(bytes) {
-        if (bytes == 0 || (kStackWillDo && bytes <= sizeof small_)) return;
+        if (bytes == 0) return;
+        data_ = kHostMemory && bytes <= sizeof small_ ? small_
+                : kHostMemory && bytes <= kMostKept   ? kept(bytes)
+                                                      : nullptr;
+        if (data_) return;
         memory_ = allocate({static_cast<int64_t>(bytes)}, ScalarType::Byte, beside);
+        data_ = memory_->mutable_data_ptr();
     }
+    Workspace(const Workspace &) = delete; // it may hold its own address
+    Workspace &operator=(const Workspace &) = delete;
     dpcr_buffer buffer() {
-        return {memory_ ? memory_->mutable_data_ptr() : bytes_ ? small_ : nullptr, bytes_};
+        return {data_, bytes_};
     }
 
 private:
+    static constexpr size_t kMostKept = size_t(4) << 20;
+
+    // At least so many bytes, or nullptr; one workspace of a thread is in use at a time.
+    static void *kept(size_t bytes) {
+        thread_local struct {
+            std::unique_ptr<void, decltype(&std::free)> data{nullptr, &std::free};
+            size_t bytes = 0;
+        } own;
+        if (bytes > own.bytes) {
+            own.data.reset();
+            own.bytes = (bytes + DPCR_ALIGNMENT - 1) / DPCR_ALIGNMENT * DPCR_ALIGNMENT;
+            own.data.reset(std::aligned_alloc(DPCR_ALIGNMENT, own.bytes));
+            if (!own.data) own.bytes = 0;
+        }
+        return own.data.get();
+    }
+
     alignas(DPCR_ALIGNMENT) unsigned char small_[8192];
+    void *data_ = nullptr;
     std::optional<Tensor> memory_;
     size_t bytes_;
 };

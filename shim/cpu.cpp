@@ -29,7 +29,7 @@ void torch_for(void *, int64_t count, dpcr_body run, void *argument) {
 } // namespace
 
 const char *const kHere = "on the CPU";
-const bool kStackWillDo = true;
+const bool kHostMemory = true;
 
 int32_t device_type() {
     return aoti_torch_device_type_cpu();

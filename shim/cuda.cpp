@@ -80,7 +80,7 @@ const dpcr_cuda_blas kBlas = {nullptr, sgemm, dgemm, false};
 } // namespace
 
 const char *const kHere = "on the CUDA device of the other tensors";
-const bool kStackWillDo = false;
+const bool kHostMemory = false;
 
 int32_t device_type() {
     return aoti_torch_device_type_cuda();

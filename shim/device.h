@@ -18,8 +18,8 @@ using torch::stable::Tensor;
 // Where a tensor must be: "on the CPU".
 extern const char *const kHere;
 
-// Whether the memory of the calling thread's stack will do as workspace.
-extern const bool kStackWillDo;
+// Whether memory of the host will do as workspace.
+extern const bool kHostMemory;
 
 // Of every tensor that a library computes with; aoti_torch_device_type_cpu() and so on.
 int32_t device_type();

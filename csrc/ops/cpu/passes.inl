@@ -45,11 +45,14 @@ struct FN(tile_at) {
 
 /* task -> tile; returns the segment, counted from 0 */
 static int64_t FN(tile_of)(const dpcr_chain *chain, int64_t samples, int64_t task, struct FN(tile_at) * at) {
-    const int64_t tile = FN(tile)(chain), tiles = dpcr_ceil_div(samples, tile);
-    at->s0 = task % tiles * tile;
+    const int64_t tile = FN(tile)(chain);
+    /* one tile: without divisions, which cost a good part of a segment of one step */
+    const int64_t tiles = samples <= tile ? 1 : dpcr_ceil_div(samples, tile),
+                  k = tiles == 1 ? task : task / tiles;
+    at->s0 = (task - k * tiles) * tile;
     at->count = dpcr_min(tile, samples - at->s0);
     at->n = FN(lanes_of)(tile, at->count);
-    return task / tiles;
+    return k;
 }
 
 /* What the samples of a tile want of a segment.  A tile does what any of its samples wants: the others only
