@@ -61,9 +61,9 @@ def solve(
 def at_once(
     A: Any, b: Any, x0: Any, blocks: str | None, reverse: Any, segments: Any
 ) -> Tensor | None:
-    """x by the raw operator, which checks its inputs itself, in the plainest of calls: dense blocks
-    (L,B,w,w) on the CPU, nothing recorded.  None otherwise, and where the operator fails: the long
-    way then says why."""
+    """x by the raw operator, which checks its inputs itself, in the plainest of calls: on the
+    CPU, nothing recorded, A of four dimensions or its kind told.  None otherwise, and where the
+    operator fails: the long way then says why."""
     count = 1 if segments == "auto" else segments
     tensors = (A, b) if x0 is None else (A, b, x0)
     if (
@@ -71,8 +71,7 @@ def at_once(
         or sequential_wanted()
         or not all([plain(tensor) for tensor in tensors])
         or not native(b)
-        or A.dim() != 4
-        or blocks not in (None, "dense")
+        or not (A.dim() == 4 or blocks in ("diagonal", "scalar"))
         or type(reverse) is not bool
         or type(count) is not int
     ):
@@ -81,7 +80,7 @@ def at_once(
         return None
     try:
         with below_autograd():
-            return raw()(A, b, x0, "dense", reverse, count)[0]
+            return raw()(A, b, x0, blocks or "dense", reverse, count)[0]
     except (RuntimeError, TypeError, ValueError):
         return None
 

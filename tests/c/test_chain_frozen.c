@@ -118,6 +118,7 @@ static void check_masks(const subject *t) {
         pullback_run masked = run_on(t, frozen, t->states, PARAMETERS, MODE_ALONE);
         check_shared_sums(t, frozen, &masked, &whole);
         for (int k = 0; k < 4; k++) {
+            if (reduced_skips()) continue;
             const mode modes[] = {MODE_ALONE, MODE_POOL, MODE_SHUFFLED, MODE_ALONE};
             const int want = k % 2 ? PARAMETERS : ALL | WANT_PULLBACK_REPORT;
             pullback_run run = run_on(t, frozen, t->states, want, modes[k]);

@@ -52,6 +52,7 @@ static void check_again(const chain_case *c, const forward_run *whole, int64_t S
 
 static void check_variant(const chain_case *c, const numbers *starts, int64_t S, int want, const backend *at,
                           mode m, size_t cap, const forward_run *all) {
+    if (reduced_skips()) return;
     const dpcr_plan plan = {.segments = S, .workspace_cap = cap};
     forward_run run = forward_run_create(c, starts->data, want, at, m, plan);
     if (check_cap(run.status, run.bytes, cap, all->bytes)) {

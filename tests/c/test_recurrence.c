@@ -9,6 +9,7 @@
 #include "support/numbers.h"
 #include "support/recurrence_reference.h"
 #include "support/recurrence_run.h"
+#include "support/reduced.h"
 
 #include <stdlib.h>
 
@@ -104,6 +105,7 @@ static void check_on(const recurrence_case *c, const backend *at, const double *
     check_error(c, &alone, reference, size);
     check_definition(c, &alone);
     for (mode m = MODE_SHUFFLED; m < MODES; m++) {
+        if (reduced_skips()) continue;
         recurrence_run other = recurrence_run_create(c, at, m, plan);
         check_context("%s, %s, %s, %s", text, number_name(c->problem.dtype), at->name, mode_name(m));
         check_contract(c, &other);
