@@ -230,9 +230,9 @@ Parameter its gradient. Optimisers cost the same per Parameter, whoever computed
 
 {ratios(record["wide"])}
 
-All with `stack=True`. Unasked, `parallelize` leaves layers as wide as this to their loop, unless
-they are frozen: with Parameters stacked only inference gains. `segments=16` has the identity in
-place of Jacobians ("auto" at this width); forward takes {record["sweeps"]} sweeps.
+All with `stack=True`, which leaves wider layers than these to their loop, unless they are frozen.
+`segments=16` has the identity in place of Jacobians ("auto" at this width); forward takes
+{record["sweeps"]} sweeps.
 
 ## Once
 

@@ -451,16 +451,16 @@ def test_short_and_wide_chains_run_the_loop_unless_asked(
 
 
 def test_wide_layers_that_train_are_not_stacked_unless_asked() -> None:
-    plain = stack_of(8, 256, nn.Tanh, dtype=torch.float32)
+    plain = stack_of(8, 264, nn.Tanh, dtype=torch.float32)
     net, _ = parallel(plain, stack=True)
     (chain,) = dpcr.report(net).chains
     assert not chain.stacked and chain.note.startswith("so wide that training is faster")
-    input = torch.randn(2, 256)
+    input = torch.randn(2, 264)
     assert calls(net, input) == [] and torch.equal(net(input), plain(input))
     assert dpcr.report(dpcr.parallelize(net, stack=True, segments=1)).chains[0].stacked
     frozen = dpcr.parallelize(net.requires_grad_(False), stack=True)
     assert dpcr.report(frozen).chains[0].stacked and calls(frozen, input) == ["mlp"]
-    assert calls(frozen, torch.randn(512, 256)) == []
+    assert calls(frozen, torch.randn(2048, 264)) == []
 
 
 # ---- report, unparallelize, sequential ----------------------------------------------------------
