@@ -270,6 +270,7 @@ static void check_shape(dpcr_block block, bool transposed, int64_t w, int64_t S,
             if (block != DPCR_IDENTITY && traps[t].applies(&row))
                 fallen[t] += check_trap(&row, dtype, &traps[t], at);
         for (int i = 0; i < 3; i++) {
+            if (reduced_skips()) continue;
             check_bad(&row, dtype, bad[i], 0, at);
             if (row.start) check_bad(&row, dtype, bad[i], 1, at);
             if (block != DPCR_IDENTITY) check_bad(&row, dtype, bad[i], 2, at);
