@@ -269,6 +269,15 @@ def limits_text(record: Record) -> str:
     return f" Here {found['matmul'] / 1e9:.0f} GFLOP/s and {found['read'] / 1e9:.1f} GB/s."
 
 
+LIMITS = (
+    "What holds a cell back where something is missed: chains of few narrow steps are calls, whose "
+    "cost `benchmarks/calls.py` measures (about 12 us in inference, 90 with backward, of which an "
+    "empty autograd.Function takes 37); one sample from w = 64 on is memory, many samples from "
+    "w = 64 on are multiply-adds: how much of the machine's is in the column `of the limit`. The "
+    "paper's method at w = 4 is bookkeeping, 80 ns for each segment in each sweep."
+)
+
+
 def page(record: Record, picture: str | None = None) -> str:
     setting = ", ".join(f"{name} {value}" for name, value in record.setting.items())
     faults = record.faults()
@@ -283,6 +292,7 @@ def page(record: Record, picture: str | None = None) -> str:
         "inference mode.",
         "## Expected",
         "\n".join(f"- {line}" for line in claims(record)),
+        LIMITS,
         "## Ratios",
         "`ours` is deeppcr with its own plan, `S=L` the paper's method (one segment for each step, "
         "`refresh` adaptive). The best other is the fastest contender that is not deeppcr. Of the "
