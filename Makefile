@@ -74,7 +74,7 @@ bench: $(done)/package $(done)/bench ## verify, then time against everybody, and
 	OMP_WAIT_POLICY=passive $(py) benchmarks/calls.py || status=1; \
 	exit $$status
 
-bench-grid: $(done)/package $(done)/bench ## chains of every length, width and batch against eager and JAX: half an hour
+bench-grid: $(done)/package $(done)/bench ## chains of every length, width and batch against eager and JAX: twenty minutes
 	OMP_WAIT_POLICY=passive $(py) benchmarks/bench.py --grid
 
 # ---- tests ------------------------------------------------------------------------------------------------

@@ -271,10 +271,9 @@ def limits_text(record: Record) -> str:
 
 LIMITS = (
     "What holds a cell back where something is missed: chains of few narrow steps are calls, whose "
-    "cost `benchmarks/calls.py` measures (about 12 us in inference, 90 with backward, of which an "
-    "empty autograd.Function takes 37); one sample from w = 64 on is memory, many samples from "
-    "w = 64 on are multiply-adds: how much of the machine's is in the column `of the limit`. The "
-    "paper's method at w = 4 is bookkeeping, 80 ns for each segment in each sweep."
+    "cost `benchmarks/calls.py` measures, beside that of PyTorch's own; one sample from w = 64 on "
+    "is memory, many samples from w = 64 on are multiply-adds: how much of the machine's is in the "
+    "column `of the limit`. The paper's method at w = 4 is bookkeeping of segments of one step."
 )
 
 

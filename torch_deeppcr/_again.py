@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._chain import call, pullback
+from ._chain import Parameters, call, pullback
 from ._kinds import ChainKind, Options
 from ._plan import Solver
 from ._switch import sequential_wanted
 from ._transforms import below_autograd, forward_ad_active, func_active, plain
 
 _MOST = 64
-
-Parameters = tuple[Any, ...]
 
 
 class Ready(NamedTuple):
@@ -56,7 +54,8 @@ def key_of(kind: ChainKind, frozen: tuple[bool, ...], state: Any, parameters: Pa
                 break
         else:
             recording = False
-    return kind.name, frozen, state.shape, parameters[0].shape, state.dtype, recording
+    shape = getattr(parameters[0], "shape", None)  # what is no tensor is refused later
+    return kind.name, frozen, state.shape, shape, state.dtype, recording
 
 
 def remember(

@@ -50,7 +50,8 @@ FEWEST_THREADS = math.ceil(MARGIN * (_ASSUMED_SWEEPS + 2) / 3)
 SHORTEST = (4, 6)
 #: the work of a step, B w h, from which PyTorch's matrix products are as fast;
 WORK = (2**24, 2**23)
-#: with stacked Parameters and in inference, the most that was measured (w = 768, B = 256: 1.25).
+#: with stacked Parameters and in inference; the largest measured, w = 768 and B = 256, still gains
+#: 1.25 times;
 STACKED_WORK = 2**27
 #: on CUDA, not measured: about where a step takes as long as its launches do; and the largest
 #: weight that one multiprocessor, which a sample has to itself, reads as fast.

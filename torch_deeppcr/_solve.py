@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _again, _chain, _checks, _native
+from ._chain import Parameters
 from ._kinds import ChainKind, Options
 from ._plan import ChainInfo, Plan, Solver, readable
 from ._planner import FEWEST_THREADS, Choice, Planner, Problem, cuda_choice
@@ -20,7 +21,6 @@ from ._transforms import autocast_enabled, forward_ad_active, func_active
 Output = Any
 #: The options of a kind, as its operator takes them.
 Step = tuple[Any, ...]
-Parameters = tuple[Tensor | None, ...]
 
 # Why "auto" is one segment without asking the planner.
 _FUNCTION = Choice(

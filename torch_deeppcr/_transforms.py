@@ -41,7 +41,7 @@ def plain(tensor: object) -> bool:
         type(tensor) in _PLAIN
         and tensor.is_cpu  # type: ignore[attr-defined]
         and not func_active()
-        and forward_ad._current_level < 0
+        and not forward_ad_active()
         and not torch._C._is_any_autocast_enabled()
     )
 

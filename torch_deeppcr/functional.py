@@ -10,9 +10,10 @@ from torch import Tensor
 
 from . import _activations, _chain, _checks, _planner, _recurrence, _solve
 from ._activations import Activation
+from ._chain import Parameters
 from ._kinds import DENOISE, EULER, LAYERS, MLP, RESIDUAL
 from ._plan import SolverOptions, solver_of
-from ._solve import Call, Output, Parameters, Step, to_float32
+from ._solve import Call, Output, Step, to_float32
 from ._transforms import autocast_enabled, func_active
 
 if TYPE_CHECKING:

@@ -192,6 +192,24 @@ def test_opcheck_chain(chain: Chain, solver: tuple[Any, ...], recorded: bool) ->
     opcheck(backward, (arguments[0], None, *arguments[2:-1], some))
 
 
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_none_is_the_librarys_default(dtype: torch.dtype, segments: int) -> None:
+    z0, weight = torch.randn(3, 4, dtype=dtype), torch.randn(9, 4, 4, dtype=dtype)
+    tensors = (z0, weight, None)
+    default = ("dense", "adaptive", 8 * torch.finfo(dtype).eps, 0.0, -1, True, [])
+    results = []
+    for step, solver in ((("relu", []), default), (("relu", None), (None,) * len(default))):
+        forward = ops.mlp(*tensors, None, *step, segments, *solver, "states")
+        inputs = (z0, None, z0, forward[1], weight, None)
+        backward = ops.mlp_backward(*inputs, *step, segments, *solver, "states", [True] * 3)
+        results.append([*forward, *backward])
+    for told, untold in zip(*results, strict=True):
+        assert torch.equal(told, untold)
+    opcheck(ops.mlp.default, (*tensors, None, *step, segments, *solver, "states"))
+    opcheck(ops.mlp_backward.default, (*inputs, *step, segments, *solver, "states", [True] * 3))
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("blocks", ["dense", "diagonal", "scalar", "identity"])
 def test_opcheck_recurrence(blocks: str, recorded: bool) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -184,3 +185,16 @@ def test_no_steps() -> None:
         assert x.shape == (0, 2, 3)
         for gradient, leaf in zip(torch.autograd.grad(x.sum(), leaves), leaves, strict=True):
             assert torch.equal(gradient, torch.zeros_like(leaf))
+
+
+def test_threads_have_workspaces_of_their_own() -> None:
+    """Which grow with what a thread solves, and are not given back: smaller ones come after."""
+    problems = [Problem("dense", length, 2, 8, segments=length) for length in (9, 900, 40, 5000)]
+    tensors = [problem.tensors() for problem in problems]
+    expected = [p.run(*given) for p, given in zip(problems, tensors, strict=True)]
+
+    def solve(index: int) -> bool:
+        return torch.equal(problems[index % 4].run(*tensors[index % 4]), expected[index % 4])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(solve, range(200)))
